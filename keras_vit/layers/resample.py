@@ -1,0 +1,52 @@
+"""Antialiased resampling as one matrix per axis: for pictures, position tables and patch kernels
+alike.
+
+Both PIL and torch's `interpolate(..., antialias=True)` resample one axis at a time, and each output
+value is a fixed weighted sum of inputs: a matrix `(new, old)`. Building that matrix is the whole
+algorithm; applying it is a matmul, in any backend.
+"""
+
+import numpy as np
+
+
+def _bicubic(d, xp):  # Keys' kernel with a = -0.5: PIL's, and torch's when antialias=True
+    near = (1.5 * d - 2.5) * d * d + 1.0
+    far = ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
+    return xp.where(d < 1.0, near, xp.where(d < 2.0, far, xp.zeros_like(d)))
+
+
+def _bilinear(d, xp):
+    return xp.maximum(1.0 - d, xp.zeros_like(d))
+
+
+def _lanczos(d, xp):
+    x = np.pi * xp.maximum(d, xp.zeros_like(d) + 1e-6)
+    return xp.where(d < 3.0, 3.0 * xp.sin(x) * xp.sin(x / 3.0) / (x * x), xp.zeros_like(d))
+
+
+KERNELS = {"bicubic": _bicubic, "bilinear": _bilinear, "lanczos": _lanczos}
+
+
+def resize_matrix(old, new, start=0, length=None, interpolation="bicubic", xp=np, dtype="float64"):
+    """Weights `(length, old)` that resample `old` values to `new` and keep `length` of them from
+    `start` on.
+
+    Rows that lie outside `0..new` are zero: a crop that is larger than the picture pads with zeros.
+    `old`, `new` and `start` may be scalar tensors of `xp` (numpy, keras.ops or TensorFlow's numpy).
+    """
+    if interpolation not in KERNELS:
+        names = ", ".join(KERNELS)
+        raise ValueError(f"interpolation must be one of {names}. Received: {interpolation!r}")
+
+    def real(x):
+        return x if isinstance(x, (int, float)) else xp.asarray(x, dtype=dtype)
+
+    step = real(old) / real(new)
+    stretch = max(step, 1.0) if isinstance(step, float) else xp.maximum(step, xp.ones_like(step))
+    rows = xp.asarray(xp.arange(new if length is None else length), dtype=dtype) + real(start)
+    taps = xp.asarray(xp.arange(old), dtype=dtype) + 0.5
+    distance = xp.abs(taps[None, :] - (rows[:, None] + 0.5) * step) / stretch
+    weights = KERNELS[interpolation](distance, xp)
+    weights = weights / xp.sum(weights, axis=1, keepdims=True)
+    inside = (rows[:, None] >= 0) & (rows[:, None] < real(new))
+    return xp.where(inside, weights, xp.zeros_like(weights))
