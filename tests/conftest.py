@@ -1,0 +1,35 @@
+"""What the tests share: the real checkpoint and pictures, where they are present."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.pop("COLUMNS", None)  # pytest-xdist's workers have it: tables would be cut to 80
+
+import pytest
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real weights and pictures beside the project; without it tests skip."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real weights and pictures in {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def deit_tiny(shared):
+    """The directory of a real ImageNet-1k DeiT-Tiny, in timm's layout."""
+    return shared / "hub/timm/deit_tiny_patch16_224.fb_in1k"
+
+
+@pytest.fixture(scope="session")
+def photographs(shared):
+    """125 ImageNet photographs: (paths, class numbers)."""
+    import json
+
+    folder = shared / "images/imagenet"
+    labels = json.loads((folder / "labels.json").read_text())
+    return [folder / name for name in labels], list(labels.values())

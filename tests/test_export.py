@@ -1,0 +1,410 @@
+"""keras_vit.export: files that compute what the model does, and no file where they do not."""
+
+import contextlib
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import rich.console
+
+from keras_vit import DeiT, ViT, from_preset
+from keras_vit.export import common, compare, tflite, to_saved_model, to_tflite
+from keras_vit.images import ImageConverter, ImagePreprocessor
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="files are made on the TensorFlow backend"
+)
+TINY = {"image_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+def classifier(cls=ViT, num_classes=7, preprocessed=True, dtype=None, pooling="token", **backbone):
+    keras.utils.set_random_seed(1)
+    backbone = cls.backbone_cls(**{**TINY, **backbone}, dtype=dtype)
+    converter = ImageConverter(
+        backbone.image_size, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4], crop_pct=0.8
+    )
+    preprocessor = ImagePreprocessor(converter) if preprocessed else None
+    model = cls(backbone, num_classes, preprocessor=preprocessor, pooling=pooling)
+    random = np.random.default_rng(0)  # large enough that outputs differ from image to image
+    model.set_weights(
+        [w + random.normal(0, 0.15, w.shape).astype(w.dtype) for w in model.get_weights()]
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return classifier()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    random = np.random.default_rng(3)
+    return [random.integers(0, 256, (h, w, 3), "uint8") for h, w in ((32, 32), (50, 41), (40, 90))]
+
+
+def softmax(x):
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
+def run(path, x):
+    """The file's one output for its one input."""
+    runner = tflite.interpreter(path, 1).get_signature_runner()
+    ((name, details),) = runner.get_input_details().items()
+    assert tuple(details["shape"]) == x.shape
+    ((_, output),) = runner(**{name: x}).items()
+    return output
+
+
+# --- TFLite ---
+
+VARIANTS = {
+    "vit": {},
+    "features": {"num_classes": 0},
+    "one class": {"num_classes": 1},
+    "avg": {"pooling": "avg"},
+    "map": {"pooling": "map"},
+    "deit, both heads": {"cls": DeiT, "distillation_token": True},
+    "layer scale, registers": {"init_values": 0.1, "reg_tokens": 2, "no_embed_class": True},
+    "quick gelu, pre-norm": {"activation": "quick_gelu", "pre_norm": True},
+    "swiglu, rms": {"activation": "silu", "gate": "packed", "norm": "rms"},
+    "rectangle": {"image_size": (32, 64)},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_tflite_computes_what_the_model_does(options, tmp_path):
+    model = classifier(**options)
+    path = to_tflite(model, tmp_path / "m.tflite")
+    height, width = model.image_size
+    pixels = np.random.default_rng(2).integers(0, 256, (1, height, width, 3), "uint8")
+    expected = np.asarray(model(model.preprocessor.image_converter.normalize(pixels)))
+    if model.num_classes:
+        expected = softmax(expected) if model.num_classes > 1 else 1 / (1 + np.exp(-expected))
+    np.testing.assert_allclose(run(path, pixels), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8_dynamic"])
+def test_graph_is_small_builtin_and_one_partition(model, quantize, tmp_path):
+    loaded = tflite.interpreter(to_tflite(model, tmp_path / "m.tflite", quantize=quantize), 1)
+    names = tflite.operations(loaded)
+    assert tflite.partitions(loaded) == 1
+    assert names[0] == "CAST" and "CAST" not in names[1:]
+    # exact GELU, softmax, dense layers: one operation each; only the class token is sliced
+    assert (names.count("GELU"), names.count("SOFTMAX"), names.count("CONV_2D")) == (2, 3, 1)
+    assert names.count("FULLY_CONNECTED") == 4 + 5 + 1  # the last block projects queries apart
+    assert names.count("BATCH_MATMUL") == 4 and names.count("STRIDED_SLICE") <= 2
+    assert not {"SHAPE", "PACK", "BROADCAST_TO", "GATHER", "DEQUANTIZE"} & set(names)
+
+
+def test_bare_model_batch_and_float_pixels(model, tmp_path):
+    x = np.random.default_rng(2).normal(0, 1, (3, 32, 32, 3)).astype("float32")
+    path = to_tflite(model, tmp_path / "bare.tflite", preprocessing=False, batch_size=3)
+    np.testing.assert_allclose(run(path, x), np.asarray(model(x)), atol=1e-4)
+    pixels = np.random.default_rng(2).integers(0, 256, (1, 32, 32, 3)).astype("float32")
+    path = to_tflite(model, tmp_path / "float.tflite", input="float32")
+    expected = softmax(np.asarray(model(model.preprocessor.image_converter.normalize(pixels))))
+    np.testing.assert_allclose(run(path, pixels), expected, atol=2e-5)
+
+
+def test_int8_weights_are_small_and_close(tmp_path, pictures):
+    model = classifier(embed_dim=192)
+    sizes = {}
+    for quantize in (None, "int8_dynamic"):
+        path = to_tflite(model, tmp_path / "m.tflite", quantize=quantize)
+        sizes[quantize] = path.stat().st_size
+    assert sizes["int8_dynamic"] < 0.3 * sizes[None]
+    result = compare(path, model, pictures)
+    assert 0 < result.mean_difference < 0.02
+
+
+def test_mixed_precision_is_exported_in_float32(tmp_path):
+    model = classifier(dtype="mixed_bfloat16")
+    twin = classifier()
+    pixels = np.random.default_rng(2).integers(0, 256, (1, 32, 32, 3), "uint8")
+    expected = softmax(np.asarray(twin(twin.preprocessor.image_converter.normalize(pixels))))
+    path = to_tflite(model, tmp_path / "m.tflite")
+    np.testing.assert_allclose(run(path, pixels), expected, atol=2e-5)
+    assert model.backbone.compute_dtype == "bfloat16"
+    result = compare(to_saved_model(model, tmp_path / "m"), model, pixels, runs=2)
+    assert result.mean_difference < 0.02
+
+
+def test_photographs_in_int8(deit_tiny, photographs, tmp_path):
+    paths, labels = photographs
+    model = from_preset(deit_tiny)
+    path = to_tflite(model, tmp_path / "m.tflite", quantize="int8_dynamic")
+    result = compare(path, model, paths, labels=labels, threads=2)
+    right = round(result.accuracy * 125)
+    assert round(result.model_accuracy * 125) == 105 and abs(right - 105) <= 2
+    assert result.agreement >= 0.95
+    assert result.size < 0.28 * 4 * model.count_params()
+    assert result.partitions == 1
+
+
+# --- SavedModel ---
+
+WITHOUT_KERAS = """
+import sys
+for name in ("keras", "keras_hub", "keras_vit"):
+    sys.modules[name] = None  # an import of these fails
+import numpy as np
+import tensorflow as tf
+folder, pictures, out = sys.argv[1:]
+loaded = tf.saved_model.load(folder)
+pictures = np.load(pictures)
+pictures = [pictures[k][None] for k in sorted(pictures)]
+found = [loaded(x) for x in pictures]
+found += [loaded.signatures["serving_default"](images=x) for x in pictures]
+found += [loaded(x.astype("float32")) for x in pictures]
+np.save(out, np.concatenate([x["probabilities"] for x in found]))
+"""
+
+
+def test_saved_model_runs_where_there_is_no_keras(model, pictures, tmp_path):
+    to_saved_model(model, tmp_path / "model")
+    np.savez(tmp_path / "pictures.npz", *pictures)
+    command = [sys.executable, "-c", WITHOUT_KERAS, "model", "pictures.npz", "out.npy"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = softmax(model.predict(pictures, verbose=0))
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), np.tile(expected, (3, 1)), atol=2e-3)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_bare_saved_model(model, batch_size, tmp_path):
+    import tensorflow as tf
+
+    to_saved_model(model, tmp_path / "m", preprocessing=False, batch_size=batch_size)
+    x = np.random.default_rng(2).normal(0, 1, (2, 32, 32, 3)).astype("float32")
+    found = tf.saved_model.load(str(tmp_path / "m"))(x)["logits"]
+    np.testing.assert_allclose(found, np.asarray(model(x)), atol=1e-4)
+
+
+def test_saved_model_replaces_only_its_like(model, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(ValueError, match="is no SavedModel: it is left alone"):
+        to_saved_model(model, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+    (tmp_path / "m").mkdir()
+    for _ in range(2):
+        to_saved_model(model, tmp_path / "m", preprocessing=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "mine"]
+
+
+# --- compare ---
+
+
+def test_comparison_of_a_tflite_file(model, pictures, tmp_path):
+    path = to_tflite(model, tmp_path / "m.tflite", batch_size=2)
+    best = model.predict(pictures, verbose=0).argmax(-1)
+    result = compare(path, model, pictures, labels=[best[0], best[1], (best[2] + 1) % 7], threads=1)
+    assert (result.agreement, result.images, result.output) == (1.0, 3, "probabilities")
+    assert result.accuracy == result.model_accuracy == pytest.approx(2 / 3)
+    assert result.mean_difference <= result.largest_difference < 2e-5
+    assert (result.batch_size, result.threads, result.partitions) == (2, 1, 1)
+    assert result.size == path.stat().st_size and result.latency > 0
+    assert sum(result.operations.values()) == len(tflite.operations(tflite.interpreter(path, 1)))
+    assert json.loads(result.to_json())["agreement"] == 1.0
+    text = str(result)
+    assert "100.0% of 3 images" in text and "1 thread, median" in text
+    assert max(map(len, text.splitlines())) <= 80
+    console = rich.console.Console(file=io.StringIO(), width=80)
+    console.print(result)
+    assert console.file.getvalue().rstrip() == text
+
+
+def test_comparison_sees_another_model(model, pictures, tmp_path):
+    other = classifier(num_classes=7)
+    other.set_weights([w[..., ::-1].copy() for w in model.get_weights()])
+    result = compare(to_tflite(model, tmp_path / "m.tflite"), other, pictures, threads=1)
+    assert result.largest_difference > 0.05 and result.accuracy is None
+    with pytest.raises(ValueError, match="made from another model: it gives 7 numbers .* 5"):
+        compare(tmp_path / "m.tflite", classifier(num_classes=5), pictures)
+    with pytest.raises(ValueError, match=r"another model: it takes images of shape \(32, 32, 3\)"):
+        compare(tmp_path / "m.tflite", classifier(image_size=64), pictures)
+    with pytest.raises(ValueError, match="the model has no preprocessor"):
+        compare(tmp_path / "m.tflite", classifier(preprocessed=False), np.zeros((1, 32, 32, 3)))
+
+
+@pytest.mark.parametrize("preprocessing, batch_size", [(True, 2), (False, None)])
+def test_comparison_of_a_saved_model(model, pictures, preprocessing, batch_size, tmp_path):
+    path = to_saved_model(model, tmp_path / "m", preprocessing, batch_size)
+    result = compare(path, model, pictures, runs=2)
+    assert result.agreement == 1.0 and result.largest_difference < 2e-3
+    assert result.batch_size == (batch_size or 1) and result.partitions is None
+    assert result.size == sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def test_comparison_of_features_and_one_picture(pictures, tmp_path):
+    model = classifier(num_classes=0, preprocessed=False)
+    path = to_tflite(model, tmp_path / "m.tflite", preprocessing=False)
+    inputs = np.random.default_rng(2).normal(0, 1, (1, 32, 32, 3)).astype("float32")
+    result = compare(path, model, inputs, runs=2)
+    assert result.agreement is None and result.output == "features"
+    assert result.largest_difference < 1e-3 and "same best class" not in str(result)
+
+
+def test_comparison_refuses(model, pictures, tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        compare(tmp_path / "m.tflite", model, pictures)
+    (tmp_path / "m.tflite").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="is not a TFLite file that runs"):
+        compare(tmp_path / "m.tflite", model, pictures)
+    with pytest.raises(ValueError, match="is no SavedModel that serves"):
+        compare(tmp_path, model, pictures)
+    with pytest.raises(ValueError, match="There is no image"):
+        compare(tmp_path / "m.tflite", model, [])
+    with pytest.raises(ValueError, match="Received: 2 labels"):
+        compare(tmp_path / "m.tflite", model, pictures, labels=[1, 2])
+
+
+def test_comparison_refuses_files_of_others(model, pictures, tmp_path):
+    import tensorflow as tf
+
+    function = tf.function(lambda x: x + 1.0, input_signature=[tf.TensorSpec((1, 4), name="x")])
+    convert = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
+    (tmp_path / "m.tflite").write_bytes(convert.convert())
+    with pytest.raises(ValueError, match="is not a file of keras_vit.export"):
+        compare(tmp_path / "m.tflite", model, pictures)
+
+
+# --- Bad input ---
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"quantize": "int4"}, "quantize must be one of None, 'int8_dynamic'. Received: 'int4'"),
+        ({"input": "uint16"}, "input must be"),
+        ({"batch_size": None}, "batch_size must be a whole number"),
+        ({"batch_size": 0}, "batch_size must be a whole number"),
+    ],
+)
+def test_unknown_options(model, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        to_tflite(model, tmp_path / "m.tflite", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("export", [to_tflite, to_saved_model])
+def test_models_that_cannot_be_exported(export, model, tmp_path):
+    with pytest.raises(ValueError, match="A built Keras model .* Received: <Sequential"):
+        export(keras.Sequential([keras.layers.Dense(1)]), tmp_path / "m")
+    with pytest.raises(ValueError, match="has no preprocessor"):
+        export(classifier(preprocessed=False), tmp_path / "m")
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        export(model, tmp_path / "missing" / "m")
+    with pytest.raises((ValueError, IsADirectoryError), match="is a folder|is no SavedModel"):
+        (tmp_path / "taken").mkdir()
+        (tmp_path / "taken" / "file").touch()
+        export(model, tmp_path / "taken")
+
+
+@pytest.mark.parametrize("export", [to_tflite, to_saved_model])
+def test_a_broken_model_leaves_the_old_file(export, tmp_path):
+    model = classifier(depth=1)
+    path = export(model, tmp_path / "m", preprocessing=False)
+    before = {p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()}
+    norm = model.get_layer("norm").gamma
+    norm.assign(np.full(norm.shape, np.nan))
+    with pytest.raises(ValueError, match="The model gives NaN"):
+        export(model, path, preprocessing=False)
+    assert {p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()} == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """No file of this process can grow beyond that size, in bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("export", [to_tflite, to_saved_model])
+def test_a_full_disk_leaves_the_old_file(export, model, tmp_path):
+    path = export(model, tmp_path / "m", preprocessing=False)
+    before = {p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()}
+    with pytest.raises(OSError, match="could not be written"), full_disk(50_000):
+        export(model, path, preprocessing=False)
+    with pytest.raises(OSError, match="File too large"), full_disk(50_000):
+        with common.replacing(path) as new:
+            new.write_bytes(bytes(60_000))
+    assert {p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()} == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_room_for_the_converter(tmp_path):
+    model = classifier(embed_dim=96)  # 0.9 MB to convert, 0.3 MB of result
+    with pytest.raises(OSError, match="The converter could not write"), full_disk(500_000):
+        to_tflite(model, tmp_path / "m.tflite", "int8_dynamic")
+    assert not list(tmp_path.iterdir())
+
+
+class Inverse(keras.layers.Layer):
+    """An operation that TFLite does not have."""
+
+    def call(self, x):
+        return keras.ops.erfinv(x)
+
+
+def test_flex_operations_are_refused(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    with pytest.raises(ValueError, match="(?s)an operation that TFLite lacks.*Erfinv"):
+        model = keras.Model(inputs, Inverse()(inputs))
+        to_tflite(model, tmp_path / "m.tflite", preprocessing=False)
+    assert not list(tmp_path.iterdir())
+    inputs = keras.Input((None, None, 3))
+    model = keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs))
+    with pytest.raises(ValueError, match="the model needs a fixed image size"):
+        to_tflite(model, tmp_path / "m.tflite", preprocessing=False)
+
+
+def test_a_part_of_a_model_is_exported(model, tmp_path):
+    part = keras.Model(model.input, model.get_layer("blocks_0").output)
+    x = np.random.default_rng(2).normal(0, 1, (1, 32, 32, 3)).astype("float32")
+    path = to_tflite(part, tmp_path / "m.tflite", preprocessing=False)
+    np.testing.assert_allclose(run(path, x), np.asarray(part(x)), atol=1e-4)
+
+
+def test_outputs_that_differ_are_seen():
+    x = np.random.default_rng(0).normal(0, 1, (2, 9))
+    p = softmax(x)
+    common.check_outputs(x, x + 1.0, "logits", 1e-6, "It")  # an offset of logits is free
+    common.check_outputs(p, softmax(x * 1.0001), "probabilities", 1e-3, "It")
+    for found, name in ((x * 1.1, "logits"), (x + 1.0, "features"), (p[:, :5], "probabilities")):
+        with pytest.raises(RuntimeError, match="It does not compute what the model does"):
+            common.check_outputs(p if name == "probabilities" else x, found, name, 0.01, "It")
+    with pytest.raises(RuntimeError, match="inf of their own size"):
+        common.check_outputs(p, p * np.nan, "probabilities", 0.01, "It")
+
+
+def test_other_backends_are_told_how(tmp_path):
+    code = (
+        "from keras_vit import ViT, ViTBackbone, export\n"
+        "m = ViT(ViTBackbone(image_size=32, embed_dim=12, depth=1, num_heads=2), 3)\n"
+        "for f in (export.to_tflite, export.to_saved_model):\n"
+        "    try: f(m, 'm')\n"
+        "    except RuntimeError as error: print(error)\n"
+    )
+    pytest.importorskip("torch")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KERAS_BACKEND": "torch"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.count("in a process with KERAS_BACKEND=tensorflow") == 2, done.stderr[-2000:]

@@ -1,0 +1,198 @@
+"""Pictures to pixels: PIL's numbers, in numpy and in TensorFlow's graphs alike."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_vit import images
+from keras_vit.images import ImageConverter, ImagePreprocessor
+from keras_vit.layers.resample import resize_matrix
+
+RNG = np.random.default_rng(0)
+RESAMPLING = {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR, "lanczos": Image.LANCZOS}
+SIZES = [(40, 60), (60, 40), (33, 33), (20, 90), (16, 16), (9, 13)]
+
+
+def picture(height, width, channels=3):
+    """Smooth colours with some noise, as photographs are."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [127 + 90 * np.sin(x / (3 + c) + y / 5) for c in range(channels)]
+    noisy = np.stack(waves, -1) + RNG.normal(0, 12, (height, width, channels))
+    return np.clip(noisy, 0, 255).astype("uint8")
+
+
+def by_pil(image, size, crop_pct, mode, interpolation):
+    """timm's evaluation transform in PIL's words: resize, then crop the centre."""
+    scale = int(size / crop_pct)
+    height, width = image.shape[:2]
+    if mode == "squash":
+        rows = columns = scale
+    elif width < height:
+        rows, columns = int(scale * height / width), scale
+    else:
+        rows, columns = scale, int(scale * width / height)
+    resized = Image.fromarray(image).resize((columns, rows), RESAMPLING[interpolation])
+    top, left = round((rows - size) / 2), round((columns - size) / 2)
+    return np.asarray(resized)[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize("interpolation", RESAMPLING)
+@pytest.mark.parametrize(
+    ("mode", "crop_pct"), [("center", 0.9), ("center", 1.0), ("squash", 0.875)]
+)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_pixels_equal_pil(size, mode, crop_pct, interpolation):
+    image = picture(*size)
+    converter = ImageConverter(16, crop_pct=crop_pct, crop_mode=mode, interpolation=interpolation)
+    difference = converter.pixels(image) - by_pil(image, 16, crop_pct, mode, interpolation)
+    # PIL adds fixed-point numbers of 22 bits: an exact half may round the other way there.
+    assert np.abs(difference).max() <= 1 and np.abs(difference).mean() < 0.1
+
+
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("image_size", [16, (16, 24)], ids=str)
+def test_the_same_numbers_inside_tf_data(size, image_size, static):
+    tf = pytest.importorskip("tensorflow")
+    preprocessor = ImagePreprocessor(ImageConverter(image_size, crop_pct=0.9))
+    image = picture(*size)
+    spec = tf.TensorSpec(image.shape if static else (None, None, 3), "uint8")
+    dataset = tf.data.Dataset.from_generator(lambda: iter([image]), output_signature=spec)
+    result = next(iter(dataset.map(preprocessor).batch(1)))[0].numpy()
+    np.testing.assert_allclose(result, preprocessor(image), atol=1e-5)
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_batches_of_one_channel_in_a_graph(static):
+    # TensorFlow 2.21's matmul broadcasts a matrix over an axis of length 1 out of bounds.
+    tf = pytest.importorskip("tensorflow")
+    converter = ImageConverter(32, [0.5], [0.5])
+    images = np.stack([picture(42, 39, 1), picture(42, 39, 1)])
+    spec = tf.TensorSpec(images.shape if static else (None, None, None, 1), "uint8")
+    found = tf.function(converter.pixels, input_signature=[spec])(images)
+    np.testing.assert_array_equal(found, converter.pixels(images))
+
+
+def test_labels_pass_through_tf_data():
+    tf = pytest.importorskip("tensorflow")
+    preprocessor = ImagePreprocessor(ImageConverter(16))
+    dataset = tf.data.Dataset.from_tensors((picture(20, 20), 3)).map(preprocessor)
+    x, y = next(iter(dataset))
+    assert x.shape == (16, 16, 3) and int(y) == 3
+
+
+def test_normalisation_is_by_the_numbers():
+    converter = ImageConverter(4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
+    image = picture(4, 4)
+    wanted = (image / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 1.0]
+    np.testing.assert_allclose(converter(image), wanted, atol=1e-6)
+
+
+def test_a_batch_a_list_and_single_images_agree():
+    converter = ImageConverter(16, crop_pct=0.9)
+    batch = np.stack([picture(30, 40) for _ in range(3)])
+    alone = np.stack([converter(image) for image in batch])
+    np.testing.assert_array_equal(converter(batch), alone)
+    np.testing.assert_array_equal(converter(list(batch)), alone)
+    np.testing.assert_array_equal(converter([Image.fromarray(i) for i in batch]), alone)
+    np.testing.assert_allclose(converter(batch.astype("float64")), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16"])
+def test_files_of_any_mode_become_rgb(tmp_path, mode):
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    image = Image.fromarray(picture(20, 30))
+    image = (
+        Image.fromarray(picture(20, 30, 1)[..., 0].astype("uint16")) if mode == "I;16" else image
+    )
+    (image if mode == "I;16" else image.convert(mode)).save(path)
+    assert images.load_image(path).shape == (20, 30, 3)
+    assert ImageConverter(16)(path).shape == (16, 16, 3)
+
+
+def test_pictures_are_turned_upright(tmp_path):
+    path = tmp_path / "phone.jpg"
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was held upright, the sensor was not
+    Image.fromarray(picture(20, 30)).save(path, exif=exif)
+    assert images.load_image(path).shape == (30, 20, 3)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 1), (20, 30, 4)])
+def test_grey_and_transparent_arrays(shape):
+    image = RNG.integers(0, 256, shape, dtype="uint8")
+    result = ImageConverter(16).pixels([image])
+    assert result.shape == (1, 16, 16, 3)
+    if shape[-1] != 4:
+        assert (result[..., 0] == result[..., 2]).all()
+
+
+def test_config_round_trip():
+    preprocessor = ImagePreprocessor(ImageConverter((16, 24), crop_pct=0.8, crop_mode="squash"))
+    again = ImagePreprocessor.from_config(preprocessor.get_config())
+    image = picture(30, 30)
+    np.testing.assert_array_equal(again(image), preprocessor(image))
+    assert again.image_size == (16, 24)
+
+
+def test_a_matrix_row_outside_is_zero_and_the_others_sum_to_one():
+    matrix = resize_matrix(10, 6, start=-2, length=10)
+    np.testing.assert_allclose(matrix.sum(1), [0, 0, 1, 1, 1, 1, 1, 1, 0, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"crop_mode": "border"}, "crop_mode"), ({"interpolation": "nearest"}, "interpolation")],
+)
+def test_unknown_options(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ImageConverter(16, **arguments)(picture(20, 20))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros((2, 20, 20, 5)), "channels"),
+        (np.zeros((20,)), "shape"),
+        (np.zeros((1, 2, 20, 20, 3)), "shape"),
+        ([], "empty"),
+    ],
+)
+def test_wrong_images(value, message):
+    with pytest.raises(ValueError, match=message):
+        ImageConverter(16)(value)
+
+
+def test_files_that_are_no_pictures(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no picture at"):
+        images.load_image(tmp_path / "absent.jpg")
+    path = tmp_path / "text.jpg"
+    path.write_text("not a picture")
+    with pytest.raises(ValueError, match="not a picture"):
+        images.load_image(path)
+    Image.fromarray(picture(50, 50)).save(tmp_path / "cut.png")
+    whole = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="not a picture"):
+        images.load_image(tmp_path / "cut.png")
+
+
+def test_labels_of_imagenet():
+    labels = images.imagenet_labels()
+    assert len(set(labels)) == 1000
+    assert [labels[i] for i in (0, 281, 999)] == ["tench", "tabby", "toilet tissue"]
+
+
+def test_top_labels_are_sorted():
+    probabilities = np.array([[0.1, 0.6, 0.3]])
+    assert images.top_labels(probabilities, ["a", "b", "c"], 2) == [[("b", 0.6), ("c", 0.3)]]
+
+
+def test_photographs_equal_timm_pixel_by_pixel(deit_tiny, shared):
+    import keras_vit
+
+    model = keras_vit.from_preset(deit_tiny, load_weights=False)
+    reference = np.load(shared / "images/imagenet/deit_tiny_reference.npz")
+    files = [shared / "images/imagenet" / name for name in reference["pixel_files"]]
+    pixels = model.preprocessor.image_converter.pixels(files)
+    assert np.abs(pixels - reference["pixels"].astype("float32")).mean() < 0.01

@@ -1,0 +1,221 @@
+"""The families against the numbers of timm, and against KerasHub's own generic tests."""
+
+import goldens
+import keras
+import numpy as np
+import pytest
+from keras_hub.src.tests import test_case
+
+import keras_vit
+from keras_vit import hub, layouts, presets, weights, zoo
+from keras_vit.images import ImageConverter, ImagePreprocessor
+
+TIMM = [name for name in goldens.CONFIGS if not name.startswith("hf-")]
+TINY = {"image_size": (8, 12), "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+RANDOM = {"drop_path_rate": 0.2, "drop_rate": 0.1, "attn_drop_rate": 0.1, "pos_drop_rate": 0.1}
+MIXER = {"image_size": (8, 12), "patch_size": 4, "embed_dim": 16, "depth": 2}
+BACKBONES = [  # class, arguments, tokens
+    (keras_vit.ViTBackbone, {**TINY, **RANDOM, "init_values": 0.1}, 7),
+    (keras_vit.DeiTBackbone, {**TINY, **RANDOM, "distillation_token": True}, 8),
+    (keras_vit.MLPMixerBackbone, {**MIXER, "drop_path_rate": 0.2, "kind": "gmlp"}, 6),
+    (
+        keras_vit.HybridViTBackbone,
+        {**TINY, "image_size": (16, 24), "patch_size": 1, "stages": [1]},
+        4 * 6 + 1,
+    ),
+]
+TASKS = [
+    (keras_vit.ViT, keras_vit.ViTBackbone, {}),
+    (keras_vit.DeiT, keras_vit.DeiTBackbone, {"distillation_token": True}),
+]
+
+
+def run(model, x):
+    return keras.ops.convert_to_numpy(model(x))
+
+
+def close(found, wanted):
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_features_and_logits_are_timms(name, tmp_path):
+    golden = goldens.arrays(name)
+    model = keras_vit.from_preset(goldens.repository(name, tmp_path))
+    close(run(model.backbone, golden["x"]), golden["features"])
+    close(run(model, golden["x"]), golden["logits"])
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_pooled_features_are_timms(name, tmp_path):
+    golden = goldens.arrays(name)
+    model = keras_vit.from_preset(goldens.repository(name, tmp_path), num_classes=0)
+    close(run(model, golden["x"]), golden["pooled"])
+
+
+@pytest.mark.parametrize("name", [name for name in TIMM if not name.startswith("mixer")])
+def test_another_image_size_gives_timms_logits(name, tmp_path):
+    golden = goldens.arrays(name)
+    model = keras_vit.from_preset(goldens.repository(name, tmp_path), image_size=(12, 8))
+    close(run(model, goldens.other_size(golden["x"])), golden["resized"])
+
+
+def test_every_structure_has_a_golden():
+    used = {
+        f"{family}-{row.get('structure', 'plain')}"
+        for family in ("vit", "deit", "mixer")
+        for row in presets.families()[family]["architectures"].values()
+    }
+    assert used <= set(TIMM)
+
+
+def sprung(name, folder, misread=None, **options):
+    """A golden's model, with options or tensors that a wrong reading of the file would give."""
+    spec = layouts.from_repository(hub.Repository(goldens.repository(name, folder)))
+    for key, value in options.items():
+        place = spec.head if key in (*layouts.HEAD, "distilled_head") else spec.backbone
+        place[key] = value
+    arrays = goldens.weights(name)
+    if misread is not None:
+        misread(arrays)
+    tensors = {key: weights.Tensor(a.shape, lambda a=a: a) for key, a in arrays.items()}
+    return zoo.build(spec, zoo.without_prefix(tensors, spec.prefix), {}, {}, None, None)
+
+
+def difference(model, golden):
+    """The largest difference of features and logits to a golden's."""
+    x = golden["x"]
+    pairs = ((model.backbone, golden["features"]), (model, golden["logits"]))
+    return max(np.abs(run(part, x) - wanted).max() for part, wanted in pairs)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("vit-clip_quickgelu", {"activation": "gelu"}),
+        ("vit-clip", {"activation": "quick_gelu"}),
+        ("vit-siglip_gap_tanh", {"activation": "gelu"}),
+        ("vit-siglip_gap", {"activation": "gelu_tanh"}),
+        ("vit-dinov2_giant", {"activation": "gelu"}),
+        ("vit-aimv2", {"activation": "gelu"}),
+        ("vit-plain", {"norm_eps": 1e-5}),
+        ("vit-clip", {"norm_eps": 1e-6}),
+        ("vit-beit3", {"norm_eps": 1e-6}),
+        ("vit-aimv2", {"norm_eps": 1e-6}),
+        ("hf-vit", {"norm_eps": 1e-6}),
+        ("vit-plain", {"num_heads": 3}),
+        ("vit-siglip", {"num_heads": 3}),
+        ("vit-sbb_reg4", {"pool_include_prefix": True}),
+        ("vit-so150m", {"pool_include_prefix": True}),
+        ("vit-test3", {"pool_include_prefix": False}),
+        ("mixer-gmixer", {"gate": "packed"}),
+    ],
+)
+def test_a_wrong_option_loads_and_gives_other_numbers(name, option, tmp_path):
+    assert difference(sprung(name, tmp_path, **option), goldens.arrays(name)) > 1e-4
+
+
+def swap_halves(arrays):
+    for key in [key for key in arrays if ".mlp.fc1." in key]:
+        arrays[key] = np.roll(arrays[key], len(arrays[key]) // 2, axis=0)
+
+
+def registers_last(arrays):
+    arrays["pos_embed"] = np.roll(arrays["pos_embed"], -4, axis=1)
+
+
+def keys_before_queries(arrays):
+    key = "blocks.0.attn.qkv.weight"
+    q, k, v = np.split(arrays[key], 3)
+    arrays[key] = np.concatenate([k, q, v])
+
+
+def swap(a, b):
+    def swapped(arrays):
+        for suffix in ("", ".weight", ".bias"):
+            if a + suffix in arrays:
+                arrays[a + suffix], arrays[b + suffix] = arrays[b + suffix], arrays[a + suffix]
+
+    return swapped
+
+
+@pytest.mark.parametrize(
+    ("name", "misread"),
+    [
+        ("vit-dinov2_giant", swap_halves),
+        ("vit-tips_giant", swap_halves),
+        ("vit-aimv2", swap("blocks.0.mlp.fc1_g", "blocks.0.mlp.fc1_x")),
+        ("vit-so150m", registers_last),
+        ("vit-plain", keys_before_queries),
+        ("deit-distilled", swap("head", "head_dist")),
+        ("deit-distilled", swap("cls_token", "dist_token")),
+    ],
+)
+def test_a_misread_tensor_loads_and_gives_other_numbers(name, misread, tmp_path):
+    assert difference(sprung(name, tmp_path, misread), goldens.arrays(name)) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["vit-gap_fc_norm", "vit-sbb_reg4", "vit-beit3", "args-avg"])
+def test_a_norm_before_the_pool_is_not_one_after_it(name, tmp_path):
+    def renamed(arrays):
+        for leaf in ("weight", "bias"):
+            arrays[f"norm.{leaf}"] = arrays.pop(f"fc_norm.{leaf}")
+
+    model = sprung(name, tmp_path, renamed, final_norm=True, fc_norm=False)
+    golden = goldens.arrays(name)
+    assert np.abs(run(model, golden["x"]) - golden["logits"]).max() > 1e-4
+
+
+def test_the_class_head_alone_is_not_deits_prediction(tmp_path):
+    golden = goldens.arrays("deit-distilled")
+    model = keras_vit.from_preset(goldens.repository("deit-distilled", tmp_path))
+    features = run(model.backbone, golden["x"])
+    one = features[:, 0] @ golden["weights/head.weight"].T + golden["weights/head.bias"]
+    other = features[:, 1] @ golden["weights/head_dist.weight"].T + golden["weights/head_dist.bias"]
+    close((one + other) / 2, golden["logits"])
+    assert np.abs(one - golden["logits"]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit-aimv2", "vit-beit3", "vit-clip", "vit-dinov2_giant_reg4", "vit-test3", "deit-distilled"]
+    + [name for name in TIMM if name.startswith("mixer")],
+)
+def test_every_weight_has_a_gradient(name, tmp_path):
+    golden = goldens.arrays(name)
+    model = keras_vit.from_preset(goldens.repository(name, tmp_path))
+    before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    model.compile(optimizer=keras.optimizers.SGD(10.0), run_eagerly=True)
+    model.train_on_batch(golden["x"], np.array([0, 4]))
+    assert len(before) == len(goldens.weights(name))
+    for variable, old in zip(model.trainable_variables, before, strict=True):
+        assert np.abs(keras.ops.convert_to_numpy(variable) - old).max() > 0, variable.path
+
+
+@pytest.mark.parametrize(("cls", "options", "tokens"), BACKBONES)
+def test_kerashubs_backbone_test(cls, options, tokens):
+    size = (2, *options["image_size"], 3)
+    x = np.random.default_rng(0).normal(size=size).astype("float32")
+    case = test_case.TestCase()
+    case.run_backbone_test(cls, options, x, expected_output_shape=(2, tokens, 16))
+    case.run_model_saving_test(cls, options, x)
+
+
+# KerasHub's helper passes an argument that Keras no longer wants.
+@pytest.mark.filterwarnings("ignore:The `check_types` argument is deprecated")
+@pytest.mark.parametrize(("cls", "backbone", "options"), TASKS)
+def test_kerashubs_task_test(cls, backbone, options):
+    arguments = {
+        "backbone": backbone(**TINY, **RANDOM, **options),
+        "num_classes": 3,
+        "preprocessor": ImagePreprocessor(ImageConverter((8, 12))),
+        "drop_rate": 0.1,
+    }
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3)).astype("float32")
+    case = test_case.TestCase()
+    data = (images, np.array([0, 2]))
+    case.run_task_test(
+        cls, arguments, data, expected_output_shape=(2, 3), compile_kwargs={"jit_compile": False}
+    )
+    case.run_model_saving_test(cls, arguments, images / 255)

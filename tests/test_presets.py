@@ -1,0 +1,148 @@
+"""The tables: each row builds, with exactly the parameters it says; the catalogue is complete."""
+
+import functools
+import json
+
+import keras
+import pytest
+
+import keras_vit
+from keras_vit import layouts, models, presets
+
+ROWS = presets.checkpoints()
+
+
+@functools.cache
+def parameters(family, arch, size, classes):
+    """The parameters of a built model. In the scope variables have shapes, but no memory."""
+    name = next(n for n, r in ROWS.items() if key(r) == (family, arch, size, classes))
+    spec = layouts.from_row(name, None)
+    cls = getattr(models, spec.cls)
+    with keras.StatelessScope(initialize_variables=False):
+        backbone = cls.backbone_cls(**spec.backbone)
+        count = cls(backbone, spec.num_classes, compile=False, **spec.head).count_params()
+    keras.utils.clear_session(free_memory=False)  # or Keras would give them memory later
+    return count
+
+
+def key(row):
+    size = row["size"]
+    size = size if isinstance(size, int) else tuple(size)
+    return row["family"], row["arch"], size, row["classes"]
+
+
+@pytest.mark.parametrize("name", keras_vit.list_presets())
+def test_parameters_are_exactly_the_rows(name):
+    assert parameters(*key(ROWS[name])) == ROWS[name]["params"]
+
+
+# g and G: https://arxiv.org/abs/2106.04560, Table 2, 1011 and 1843 million without the head. All
+# are counted by timm with 1000 classes.
+GIANTS = {
+    "vit_giant_patch14_224": 1_012_611_432,
+    "vit_gigantic_patch14_224": 1_844_440_680,
+    "vit_small_patch16_36x1_224": 64_665_448,
+    "mixer_s16_224": 18_528_264,
+    "gmlp_b16_224": 73_075_392,
+    "vit_base_r26_s32_224": 101_383_976,
+}
+
+
+@pytest.mark.parametrize("name", GIANTS)
+def test_architectures_without_public_weights_build(name):
+    spec = layouts.from_architecture(name)
+    cls = getattr(models, spec.cls)
+    with keras.StatelessScope(initialize_variables=False):
+        backbone = cls.backbone_cls(**spec.backbone)
+        count = cls(backbone, spec.num_classes, compile=False, **spec.head).count_params()
+    keras.utils.clear_session(free_memory=False)
+    assert count == GIANTS[name]
+
+
+def test_an_architecture_is_a_preset_without_weights():
+    model = keras_vit.from_preset("vit_tiny_patch16_160", load_weights=False, num_classes=3)
+    assert model.input_shape == (None, 160, 160, 3) and model.output_shape == (None, 3)
+    with pytest.raises(ValueError, match="vit_tiny_patch16_224.augreg_in21k_ft_in1k"):
+        keras_vit.from_preset("vit_tiny_patch16_160")
+
+
+def test_names_are_unique():
+    tables = presets.families().values()
+    assert sum(len(table["checkpoints"]) for table in tables) == len(ROWS)
+    assert not set(presets.unsupported()) & set(ROWS)
+    architectures = [name for table in tables for name in table["architectures"]]
+    assert len(set(architectures)) == len(architectures)
+
+
+@pytest.mark.parametrize("family", presets.families())
+def test_every_size_structure_and_norm_is_used(family):
+    table = presets.families()[family]
+    rows = table["architectures"].values()
+    sizes = {row["size"] for row in rows if "size" in row}
+    assert sizes == set(table.get("sizes", {}))
+    structures = {row["structure"] for row in rows if "structure" in row}
+    assert structures == set(table.get("structures", {}))
+    assert {row["norm"] for row in table["checkpoints"].values()} == set(table["norms"])
+
+
+def test_every_checkpoints_architecture_is_in_its_table():
+    for name, row in ROWS.items():
+        assert row["arch"] in presets.families()[row["family"]]["architectures"], name
+
+
+@pytest.mark.parametrize("name", keras_vit.list_presets())
+def test_timms_name_of_the_architecture_leads_to_the_row(name):
+    row = ROWS[name]
+    table = presets.families()[row["family"]]
+    found = presets.architecture(name.split(".")[0])
+    assert found == (row["family"], presets.expand(table, table["architectures"][row["arch"]]))
+
+
+MODULES = {
+    "deit": "deit.py",
+    "hybrid": "vision_transformer_hybrid.py",
+    "mixer": "mlp_mixer.py",
+    "vit": "vision_transformer.py",
+}
+
+
+@pytest.fixture(scope="module")
+def catalogue(shared):
+    """The checkpoints of timm's modules that the tables cover, by name."""
+    rows = json.loads((shared / "catalogue/checkpoints.json").read_text())
+    modules = [MODULES[family] for family in presets.families()]
+    return {row["name"]: row for row in rows if row["module"] in modules}
+
+
+def test_every_checkpoint_of_the_catalogue_has_a_row_or_a_reason(catalogue):
+    assert set(catalogue) <= set(ROWS) | set(presets.unsupported())
+    assert set(presets.unsupported()) <= set(catalogue)
+
+
+def test_rows_say_what_the_catalogue_says(catalogue):
+    for name in catalogue.keys() & ROWS.keys():
+        row, info = catalogue[name], keras_vit.preset_info(name)
+        assert row["input_size"] == [3, info["image_size"], info["image_size"]], name
+        wanted = {
+            "source": row["hf_hub_id"],
+            "license": row["license"] or "unknown",
+            **{k: row[k] and round(row[k], 2) for k in ("top1", "top5")},
+            **{k: row[k] for k in ("num_classes", "params", "mean", "std", "interpolation")},
+            **{k: row[k] for k in ("crop_pct", "crop_mode")},
+        }
+        assert {k: info[k] for k in wanted} == wanted, name
+
+
+def test_hyper_parameters_are_those_of_the_catalogue(shared, catalogue):
+    known = json.loads((shared / "catalogue/architectures.json").read_text())
+    same = ("embed_dim", "depth", "num_heads", "patch_size", "class_token", "qkv_bias")
+    activations = {"gelu": "GELU", "gelu_tanh": "GELUTanh", "quick_gelu": "QuickGELU"}
+    for name in [n for n in catalogue if n in ROWS and ROWS[n]["family"] in ("vit", "deit")]:
+        spec = layouts.from_row(name, None)
+        arch = known[catalogue[name]["architecture"]]["arch"]
+        options = {"class_token": True, "qkv_bias": True, **spec.backbone}
+        assert {k: options[k] for k in same} == {k: arch[k] for k in same}, name
+        assert options.get("norm_eps", 1e-6) == arch["norm_eps"], name
+        assert spec.head.get("pooling", "token") == arch["global_pool"], name
+        activation = options.get("activation", "gelu")
+        assert activations.get(activation, "SiLU") == arch["act"], name
