@@ -1,0 +1,49 @@
+"""`keras-vit finetune` on 4317 flowers, from an ImageNet-1k DeiT-Tiny: accuracy and time.
+
+    python benchmarks/flowers.py [--shared ../shared] [--epochs 3] [options of keras-vit finetune]
+
+3400 pictures are for training, 917 for validation. To be beaten: 72.6 %, logistic regression on
+the class token of the same checkpoint.
+"""
+
+import argparse
+import csv
+import json
+import pathlib
+import tarfile
+import tempfile
+import time
+
+from keras_vit.cli import main as keras_vit
+
+CHECKPOINT = "hub/timm/deit_tiny_patch16_224.fb_in1k"
+PART = 917 / 4317
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"))
+    parser.add_argument("--epochs", type=int, default=3)
+    args, options = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        with tarfile.open(args.shared / "images/flowers.tar") as tar:
+            tar.extractall(folder, filter="data")
+        start = time.perf_counter(), time.process_time()
+        status = keras_vit(
+            ["finetune", str(folder / "flowers"), "--preset", str(args.shared / CHECKPOINT)]
+            + ["--output", str(folder / "model"), "--epochs", str(args.epochs)]
+            + ["--validation", str(PART), *options]
+        )
+        if status:
+            raise SystemExit(status)
+        minutes = (time.perf_counter() - start[0]) / 60
+        busy = (time.process_time() - start[1]) / 60  # of all cores together
+        with open(folder / "model/training.csv") as log:
+            accuracy = [round(float(row["val_accuracy"]), 4) for row in csv.DictReader(log)]
+    found = {"val_accuracy": accuracy, "minutes": round(minutes, 1), "cpu_minutes": round(busy, 1)}
+    print(json.dumps({"options": options, **found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Time and peak memory of loading ViT-B/16 from a directory, in alternation with KerasHub's
+`from_preset`.
+
+    python benchmarks/loading.py [--runs 5]
+
+Both load the same random weights (330 MiB, float32): ours from timm's and from transformers'
+layout, KerasHub from transformers' layout. Each run is a process of its own that imports its
+library and builds a tiny model first; counted are the seconds of `from_preset` and the growth of
+the process's peak memory in it.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+OURS = """
+import keras_vit
+keras_vit.ViTBackbone(image_size=32, embed_dim=8, depth=1, num_heads=1)
+load = keras_vit.from_preset
+"""
+KERASHUB = """
+import keras_hub
+keras_hub.models.ViTBackbone(
+    image_shape=(32, 32, 3), patch_size=16, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8)
+load = keras_hub.models.ViTImageClassifier.from_preset
+"""
+MEASURE = """
+import resource, time
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before, start = peak(), time.perf_counter()
+model = load({directory!r})
+print("RESULT", time.perf_counter() - start, peak() - before)
+"""
+
+
+def write(folder):
+    """Random ViT-B/16 weights in both layouts."""
+    import keras_vit
+
+    model = keras_vit.ViT.from_preset(
+        "vit_base_patch16_224.augreg_in21k_ft_in1k", load_weights=False
+    )
+    model.save_to_timm(folder / "timm")
+    model.save_to_transformers(folder / "transformers")
+
+
+def run(program, directory):
+    code = program + MEASURE.format(directory=str(directory))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    line = next(text for text in done.stdout.splitlines() if text.startswith("RESULT"))
+    return [float(x) for x in line.split()[1:]]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        write(folder)
+        programs = {
+            "keras_vit, timm": (OURS, folder / "timm"),
+            "keras_vit, transformers": (OURS, folder / "transformers"),
+            "KerasHub, transformers": (KERASHUB, folder / "transformers"),
+        }
+        results = {name: [] for name in programs}
+        for _ in range(runs):
+            for name, program in programs.items():
+                results[name].append(run(*program))
+    medians = {n: [statistics.median(c) for c in zip(*r, strict=True)] for n, r in results.items()}
+    base = medians["KerasHub, transformers"]
+    print(f"{'':26}{'seconds':>9}{'ratio':>8}{'MiB':>8}{'ratio':>8}   medians of {runs}")
+    for name, (seconds, memory) in medians.items():
+        print(
+            f"{name:26}{seconds:9.2f}{seconds / base[0]:8.2f}{memory:8.0f}{memory / base[1]:8.2f}"
+        )
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
