@@ -25,16 +25,25 @@ def attention_maps(model, images, blocks=None):
     Raises:
         ValueError: the model has no attention blocks or no preprocessor; no such block; no image.
     """
-    chosen = chosen_blocks(model, blocks)
-    features = keras.Model(model.input, [block.input for block in chosen])
-    parts = []
+    maps, parts = scorer(model, blocks), []
     for x in prepared(model, images):
         with no_gradient():
-            inputs = features(x, training=False)
-            inputs = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-            scores = [block.scores(i) for block, i in zip(chosen, inputs, strict=True)]
-            parts.append([ops.convert_to_numpy(s) for s in scores])
+            parts.append([ops.convert_to_numpy(s) for s in maps(x)])
     return [np.concatenate(maps) for maps in zip(*parts, strict=True)]
+
+
+def scorer(model, blocks=None):
+    """A function of the model's prepared input that gives the maps of `attention_maps`, as
+    tensors."""
+    chosen = chosen_blocks(model, blocks)
+    features = keras.Model(model.input, [block.input for block in chosen])
+
+    def maps(x):
+        inputs = features(x, training=False)
+        inputs = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+        return [block.scores(i) for block, i in zip(chosen, inputs, strict=True)]
+
+    return maps
 
 
 def rollout(maps):

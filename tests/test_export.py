@@ -1,10 +1,8 @@
 """keras_vit.export: files that compute what the model does, and no file where they do not."""
 
-import contextlib
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 
@@ -12,30 +10,15 @@ import keras
 import numpy as np
 import pytest
 import rich.console
+import tiny_models
+from tiny_models import classifier, full_disk, softmax
 
-from keras_vit import DeiT, ViT, from_preset
+from keras_vit import DeiT, from_preset
 from keras_vit.export import common, compare, tflite, to_saved_model, to_tflite
-from keras_vit.images import ImageConverter, ImagePreprocessor
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="files are made on the TensorFlow backend"
 )
-TINY = {"image_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
-
-
-def classifier(cls=ViT, num_classes=7, preprocessed=True, dtype=None, pooling="token", **backbone):
-    keras.utils.set_random_seed(1)
-    backbone = cls.backbone_cls(**{**TINY, **backbone}, dtype=dtype)
-    converter = ImageConverter(
-        backbone.image_size, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4], crop_pct=0.8
-    )
-    preprocessor = ImagePreprocessor(converter) if preprocessed else None
-    model = cls(backbone, num_classes, preprocessor=preprocessor, pooling=pooling)
-    random = np.random.default_rng(0)  # large enough that outputs differ from image to image
-    model.set_weights(
-        [w + random.normal(0, 0.15, w.shape).astype(w.dtype) for w in model.get_weights()]
-    )
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +28,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def pictures():
-    random = np.random.default_rng(3)
-    return [random.integers(0, 256, (h, w, 3), "uint8") for h, w in ((32, 32), (50, 41), (40, 90))]
-
-
-def softmax(x):
-    x = np.exp(x - x.max(-1, keepdims=True))
-    return x / x.sum(-1, keepdims=True)
+    return tiny_models.pictures()
 
 
 def run(path, x):
@@ -147,57 +124,6 @@ def test_photographs_in_int8(deit_tiny, photographs, tmp_path):
     assert result.agreement >= 0.95
     assert result.size < 0.28 * 4 * model.count_params()
     assert result.partitions == 1
-
-
-# --- SavedModel ---
-
-WITHOUT_KERAS = """
-import sys
-for name in ("keras", "keras_hub", "keras_vit"):
-    sys.modules[name] = None  # an import of these fails
-import numpy as np
-import tensorflow as tf
-folder, pictures, out = sys.argv[1:]
-loaded = tf.saved_model.load(folder)
-pictures = np.load(pictures)
-pictures = [pictures[k][None] for k in sorted(pictures)]
-found = [loaded(x) for x in pictures]
-found += [loaded.signatures["serving_default"](images=x) for x in pictures]
-found += [loaded(x.astype("float32")) for x in pictures]
-np.save(out, np.concatenate([x["probabilities"] for x in found]))
-"""
-
-
-def test_saved_model_runs_where_there_is_no_keras(model, pictures, tmp_path):
-    to_saved_model(model, tmp_path / "model")
-    np.savez(tmp_path / "pictures.npz", *pictures)
-    command = [sys.executable, "-c", WITHOUT_KERAS, "model", "pictures.npz", "out.npy"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    expected = softmax(model.predict(pictures, verbose=0))
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), np.tile(expected, (3, 1)), atol=2e-3)
-
-
-@pytest.mark.parametrize("batch_size", [None, 2])
-def test_bare_saved_model(model, batch_size, tmp_path):
-    import tensorflow as tf
-
-    to_saved_model(model, tmp_path / "m", preprocessing=False, batch_size=batch_size)
-    x = np.random.default_rng(2).normal(0, 1, (2, 32, 32, 3)).astype("float32")
-    found = tf.saved_model.load(str(tmp_path / "m"))(x)["logits"]
-    np.testing.assert_allclose(found, np.asarray(model(x)), atol=1e-4)
-
-
-def test_saved_model_replaces_only_its_like(model, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(ValueError, match="is no SavedModel: it is left alone"):
-        to_saved_model(model, tmp_path / "mine")
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
-    (tmp_path / "m").mkdir()
-    for _ in range(2):
-        to_saved_model(model, tmp_path / "m", preprocessing=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "mine"]
 
 
 # --- compare ---
@@ -320,17 +246,6 @@ def test_a_broken_model_leaves_the_old_file(export, tmp_path):
         export(model, path, preprocessing=False)
     assert {p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()} == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-@contextlib.contextmanager
-def full_disk(size):
-    """No file of this process can grow beyond that size, in bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("export", [to_tflite, to_saved_model])
