@@ -54,23 +54,6 @@ def input_shape(model):
     return *(count * stride for count in backbone.grid_size), channels
 
 
-def at_size(model, image_size):
-    """The model for images of that size, its positions resampled; None: the model itself."""
-    if image_size is None or pair(image_size) == tuple(model.inputs[0].shape[1:3]):
-        return model
-    if not isinstance(model, ImageClassifier):
-        raise ValueError(
-            "image_size is for the classifiers of keras_vit: others are built anew for another "
-            f"size. Received: {model!r}"
-        )
-    spec = saved.spec_of_model(model)
-    tensors = weights.export(model, spec.rename)
-    changes = {"image_size": pair(image_size)}
-    copy = zoo.build(spec, tensors, changes, {}, None, model.dtype_policy.name)
-    copy.source, copy.preset = model.source, model.preset
-    return copy
-
-
 def output_name(model, preprocessing):
     """What the file gives: `"probabilities"`, `"logits"` or `"features"`."""
     if not getattr(model, "num_classes", None):
