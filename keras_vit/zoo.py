@@ -6,12 +6,11 @@ import fnmatch
 import pathlib
 
 import keras
-import keras_hub
 
 from keras_vit import checks, hub, layouts, models, presets, weights
 from keras_vit.images import ImageConverter, ImagePreprocessor
-from keras_vit.layers.base import arguments
 from keras_vit.layers.patches import pair
+from keras_vit.layouts import kerashub, saved
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.resize import Resize
 
@@ -134,6 +133,7 @@ def load(
         checks.depth(spec, tensors)
     model = build(spec, tensors if load_weights else None, *changes, num_classes, dtype)
     model.source = spec.source.uri if load_weights else None
+    model.preset = spec.name or None
     return model
 
 
@@ -163,15 +163,14 @@ def find(preset, source_options, load_weights, dtype, changed):
     if not is_directory and not is_name and not preset.startswith("hf://"):
         raise ValueError(unknown(preset))
     repository = hub.Repository(preset, **source_options)
-    if "registered_name" in repository.json(hub.CONFIG):
-        model = load_keras(repository, dtype, load_weights)
-        model.source = repository.uri if load_weights else None
-        if not changed:
-            return model, None
-        spec = spec_of_model(model)
-        spec.source = repository
-        return spec, weights.export(model, spec.rename)
-    return layouts.from_repository(repository), None
+    config = repository.json(hub.CONFIG)
+    if "registered_name" not in config or kerashub.is_preset(config):
+        return layouts.from_repository(repository), None
+    model = saved.load(repository, dtype, load_weights)
+    if not changed:
+        return model, None
+    spec = saved.spec_of_model(model, repository)
+    return spec, weights.export(model, spec.rename)
 
 
 def check_class(cls, found, preset):
@@ -272,70 +271,6 @@ def without_prefix(tensors, prefixes):
     for prefix in prefixes:
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     return tensors
-
-
-# --- Keras' own layout
-# ------------------------------------------------------------------------------------------------
-
-
-def load_keras(repository, dtype, load_weights):
-    """The model of a directory that `save_to_preset` wrote, as it was saved."""
-    names = [
-        "config.json",
-        "task.json",
-        "preprocessor.json",
-        "image_converter.json",
-        "metadata.json",
-    ]
-    names += ["model.weights.h5", "task.weights.h5"] if load_weights else []
-    paths = {name: repository.find(name) for name in names}
-    if paths["task.json"] is None:
-        raise ValueError(
-            f"{repository} is not a complete Keras preset: it has no task.json. "
-            "Save the classifier, not its backbone, with save_to_preset."
-        )
-    options = {} if dtype is None else {"dtype": dtype}
-    try:
-        model = keras_hub.models.ImageClassifier.from_preset(
-            str(paths[hub.CONFIG].parent), load_weights=load_weights, **options
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{repository} is not a complete Keras preset: {error}") from error
-    if not isinstance(model, ImageClassifier):
-        raise ValueError(
-            f"{repository} holds a {type(model).__name__} of KerasHub, not a model of this "
-            "package. "
-            "Load it with keras_hub, or load the repository that it was converted from."
-        )
-    # KerasHub would leave the head with random weights.
-    if load_weights and model.has_task_weights() and paths["task.weights.h5"] is None:
-        raise ValueError(
-            f"{repository} is not a complete Keras preset: it has no task.weights.h5, the weights "
-            "of the head. Save it again with save_to_preset."
-        )
-    return model
-
-
-def spec_of_model(model):
-    """The spec of a model of ours, from which a changed copy is built."""
-    backbone, family = dict(model.backbone.options), layouts.family_of(model)
-    own = model.get_config()
-    head = {
-        k: own[k]
-        for k in own
-        if k not in ("backbone", "preprocessor", "name", "num_classes", "labels")
-    }
-    converter = model.preprocessor.image_converter.get_config() if model.preprocessor else {}
-    images = {k: converter[k] for k in arguments(ImageConverter.__init__) if k in converter}
-    return layouts.Spec(
-        family,
-        type(model).__name__,
-        backbone,
-        head,
-        images,
-        num_classes=model.num_classes,
-        labels=model.labels,
-    )
 
 
 ImageClassifier.load = load

@@ -170,7 +170,7 @@ def test_without_weights_nothing_but_config_is_needed(tmp_path):
     golden = goldens.arrays("vit-plain")
     assert np.abs(run(model, golden["x"]) - golden["logits"]).max() > 0.01
     table = keras_vit.from_preset("vit_tiny_patch16_224.augreg_in21k", load_weights=False)
-    assert table.num_classes == 21843
+    assert table.num_classes == 21843 and table.preset == "vit_tiny_patch16_224.augreg_in21k"
 
 
 def test_what_is_no_argument_is_said(plain):
@@ -314,6 +314,7 @@ def test_deit_tiny_is_timms_from_jpeg_to_logits(deit_tiny, photographs, shared):
 
 def test_deit_tiny_names_what_it_sees(deit_tiny, photographs):
     model = keras_vit.from_preset(str(deit_tiny))
+    assert model.preset == "deit_tiny_patch16_224.fb_in1k"
     path = next(p for p in photographs[0] if "tench" in p.name)
     (name, probability), *others = model.classify(str(path), top=5)
     assert name.startswith("tench") and probability > 0.5 and len(others) == 4
@@ -322,12 +323,3 @@ def test_deit_tiny_names_what_it_sees(deit_tiny, photographs):
 def test_every_family_is_found_by_its_class():
     for table in presets.families().values():
         assert issubclass(getattr(keras_vit, table["class"]), keras_hub.models.ImageClassifier)
-
-
-def test_a_model_of_kerashubs_own_is_named(tmp_path):
-    backbone = keras_hub.models.ViTBackbone(
-        image_shape=(16, 16, 3), patch_size=8, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8
-    )
-    keras_hub.models.ViTImageClassifier(backbone, 2).save_to_preset(tmp_path)
-    with pytest.raises(ValueError, match="holds a ViTImageClassifier of KerasHub"):
-        keras_vit.from_preset(tmp_path)

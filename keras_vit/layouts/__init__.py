@@ -1,7 +1,8 @@
 """What a checkpoint's place says of it, in the words of its layout, as a `Spec` to build from.
 
-Rows of presets/ (rows.py), config.json of timm (timm.py) and of transformers (transformers.py), and
-files without one: google-research's .npz and torchvision's safetensors (foreign.py).
+Rows of presets/ (rows.py), config.json of timm (timm.py), of transformers (transformers.py) and of
+KerasHub (kerashub.py), models that this package saved (saved.py), and files without a config.json:
+google-research's .npz and torchvision's safetensors (foreign.py).
 """
 
 from keras_vit.layouts.config import from_repository

@@ -2,17 +2,22 @@
 
 from keras_vit import checks
 from keras_vit.hub import CONFIG
-from keras_vit.layouts import timm, transformers
+from keras_vit.layouts import kerashub, timm, transformers
 
 
 def from_repository(repository):
-    """The spec that a repository's config.json describes, in the layout of timm or transformers.
+    """The spec that a repository's config.json describes, in the layout of timm, transformers or
+    KerasHub.
 
     Raises:
         ValueError: another layout, or an architecture that is not supported.
     """
     config = repository.json(CONFIG)
-    layout = {"architecture": timm.read, "model_type": transformers.read}
+    layout = {
+        "architecture": timm.read,
+        "model_type": transformers.read,
+        "registered_name": kerashub.read,
+    }
     try:
         for field, read in layout.items():
             if field in config:
