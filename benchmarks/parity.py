@@ -18,6 +18,17 @@ import subprocess
 import sys
 import tempfile
 
+TITLE = """# Parity
+
+timm's random weights at full size, loaded here: the largest difference of the last features and of
+the logits on one random image, each divided by the largest value. One row per architecture, image
+size and number of classes; checkpoints that differ by their weights alone share it. A model whose
+four copies do not fit {memory:g} GiB is left out.
+
+```console
+$ python benchmarks/parity.py
+```
+"""
 ROW = "| {:52} | {:>8} | {:>9} | {:>9} |"
 
 
@@ -81,7 +92,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pattern", nargs="?", default="*")
     parser.add_argument("--memory", type=float, default=12, help="GiB that a model may take")
-    parser.add_argument("--markdown", type=pathlib.Path, help="write the table there, too")
+    parser.add_argument("--markdown", type=pathlib.Path, help="write the table there; rows that it has are kept")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "CLASSES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -89,7 +100,14 @@ def main():
         return
     lines = [ROW.format("checkpoint", "params", "features", "logits"), "|---|--:|--:|--:|"]
     print("\n".join(lines))
+    known = {}
+    if options.markdown and options.markdown.exists():  # go on where the last run ended
+        rows = [line for line in options.markdown.read_text().splitlines() if line[:2] == "| "]
+        known = {row.split()[1]: row for row in rows if "| too large |" not in row}
     for name, row in cases(options.pattern):
+        if name in known:
+            lines.append(known[name])
+            continue
         if row["params"] * 4 * 4 > options.memory * 2**30:  # timm's, the file's, ours, activations
             results = {"features": "too large", "logits": ""}
         else:
@@ -103,7 +121,8 @@ def main():
         lines.append(ROW.format(name, size, results["features"], results["logits"]))
         print(lines[-1], flush=True)
         if options.markdown:
-            options.markdown.write_text("\n".join(lines) + "\n")
+            title = TITLE.format(memory=options.memory)
+            options.markdown.write_text("\n".join([title, *lines, ""]))
 
 
 if __name__ == "__main__":

@@ -158,9 +158,14 @@ class ImageConverter(keras_hub.layers.ImageConverter):
     def normalize(self, pixels):
         """Pixels in 0..255 to the model's input, `(..., C) -> (..., C)` float32: (pixel / 255 -
         mean) / std."""
+        scale, offset = self.scale_and_offset()
+        return _numpy_for(pixels).asarray(pixels, dtype="float32") * scale + offset
+
+    def scale_and_offset(self):
+        """What `normalize` multiplies by and adds, per channel, float32 `(C,)` each."""
         scale = np.array([1 / (255 * s) for s in self.std], "float32")
         offset = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], "float32")
-        return _numpy_for(pixels).asarray(pixels, dtype="float32") * scale + offset
+        return scale, offset
 
     def pixels(self, images):
         """The resized and cropped images before normalisation: float32 `(..., height, width, C)`

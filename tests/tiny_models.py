@@ -21,10 +21,13 @@ FAMILIES = {  # the arguments of `classifier`
 }
 
 
-def classifier(cls=ViT, num_classes=7, preprocessed=True, dtype=None, pooling="token", **backbone):
-    """A model whose outputs differ from image to image."""
+HEAD = ("pooling", "fc_norm", "representation_size", "labels")
+
+
+def classifier(cls=ViT, num_classes=7, preprocessed=True, dtype=None, **backbone):
+    """A model whose outputs differ from image to image; arguments of its class and its backbone."""
     keras.utils.set_random_seed(1)
-    labels = backbone.pop("labels", None)
+    head = {name: backbone.pop(name) for name in HEAD if name in backbone}
     options = {**TINY, **({} if cls is MLPMixer else HEADS), **backbone}
     backbone = cls.backbone_cls(**options, dtype=dtype)
     converter = ImageConverter(
@@ -34,7 +37,7 @@ def classifier(cls=ViT, num_classes=7, preprocessed=True, dtype=None, pooling="t
         crop_pct=0.8,
     )
     preprocessor = ImagePreprocessor(converter) if preprocessed else None
-    model = cls(backbone, num_classes, preprocessor=preprocessor, pooling=pooling, labels=labels)
+    model = cls(backbone, num_classes, preprocessor=preprocessor, **head)
     random = np.random.default_rng(0)
     model.set_weights(
         [w + random.normal(0, 0.15, w.shape).astype(w.dtype) for w in model.get_weights()]

@@ -6,8 +6,10 @@ import math
 import keras
 from keras import ops
 
+from keras_vit.layers import frozen
 from keras_vit.layers.base import Layer, initial, register
-from keras_vit.layers.mlp import Mlp, normalization
+from keras_vit.layers.mlp import Mlp
+from keras_vit.layers.norm import normalization
 
 
 def split_heads(x, heads):
@@ -27,18 +29,19 @@ def tokens(x):
     return x.shape[1] if x.shape[1] is not None else ops.shape(x)[1]
 
 
-def softmax_scores(q, k):
+def softmax_scores(q, k, scaled=False):
     """softmax(q k^T / sqrt(d)): (B, H, Q, d), (B, H, N, d) -> (B, H, Q, N); the softmax is taken
-    in float32."""
-    scores = ops.matmul(q * (1.0 / math.sqrt(q.shape[-1])), ops.transpose(k, (0, 1, 3, 2)))
+    in float32. `scaled`: q is divided by sqrt(d) already."""
+    q = q if scaled else q * (1.0 / math.sqrt(q.shape[-1]))
+    scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))
     return ops.softmax(ops.cast(scores, "float32"), axis=-1)
 
 
-def attend(q, k, v):
+def attend(q, k, v, scaled=False):
     """Attention of q `(B, H, Q, d)` over k and v `(B, H, N, d)` -> (B, H, Q, d), by the backend's
-    fast path."""
+    fast path; `scaled` (TensorFlow only) as in `softmax_scores`."""
     if keras.backend.backend() == "tensorflow":  # has no fused kernel; the plain product is faster
-        return ops.matmul(ops.cast(softmax_scores(q, k), v.dtype), v)
+        return ops.matmul(ops.cast(softmax_scores(q, k, scaled), v.dtype), v)
     q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q, k, v))
     return ops.transpose(ops.dot_product_attention(q, k, v), (0, 2, 1, 3))
 
@@ -119,17 +122,25 @@ class Attention(Layer):
     def heads(self, x, queries=None):
         """Queries, keys and values: `(B, N, D)` -> three of (B, heads, N, D / heads); `queries`:
         of the first n only."""
-        if queries is None or self.qkv.quantization_mode:
+        leading = x if queries is None else x[:, :queries]
+        if self.qkv.quantization_mode:
             q, k, v = ops.split(self.qkv(x), 3, axis=-1)
             q = q if queries is None else q[:, :queries]
-        else:  # the other tokens' queries are not needed: leave their product out
-            width = x.shape[-1]
-            q = ops.matmul(x[:, :queries], self.qkv.kernel[:, :width])
-            kv = ops.matmul(x, self.qkv.kernel[:, width:])
-            if self.qkv_bias:
-                q, kv = q + self.qkv.bias[:width], kv + self.qkv.bias[width:]
+        elif frozen.current():  # slices of a constant cost nothing, those of a product do
+            q, k, v = (self.part(t, i, i + 1) for i, t in enumerate((leading, x, x)))
+        elif queries is not None:  # the other tokens' queries are not needed
+            q, kv = self.part(leading, 0, 1), self.part(x, 1, 3)
             k, v = ops.split(kv, 2, axis=-1)
+        else:
+            q, k, v = ops.split(self.qkv(x), 3, axis=-1)
         return tuple(split_heads(t, self.num_heads) for t in (q, k, v))
+
+    def part(self, x, start, stop):
+        """The columns of query (0), key (1) and value (2) from `start` to `stop` of qkv(x)."""
+        width = x.shape[-1]
+        columns = slice(start * width, stop * width)
+        x = ops.matmul(x, self.qkv.kernel[:, columns])
+        return x + self.qkv.bias[columns] if self.qkv_bias else x
 
     def scores(self, x):
         """The attention map of tokens x: `(B, N, D) -> (B, heads, N, N)`, float32, each row sums
@@ -142,7 +153,7 @@ class Attention(Layer):
         if training and self.drop_rate:
             x = ops.matmul(self.drop(ops.cast(softmax_scores(q, k), v.dtype), training=True), v)
         else:
-            x = attend(q, k, v)
+            x = attend(q, k, v, scaled=frozen.is_folded(self))
         x = merge_heads(x)
         return self.proj(x if self.norm is None else self.norm(x))
 
@@ -193,6 +204,6 @@ class AttentionPool(Layer):
         return softmax_scores(q, k)
 
     def call(self, x):
-        x = self.proj(merge_heads(attend(*self.heads(x))))
+        x = self.proj(merge_heads(attend(*self.heads(x), scaled=frozen.is_folded(self))))
         x = x + self.mlp(self.norm(x))
         return ops.reshape(x, (-1, x.shape[-1]))

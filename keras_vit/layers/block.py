@@ -3,9 +3,11 @@
 import keras
 from keras import ops
 
+from keras_vit.layers import frozen
 from keras_vit.layers.attention import Attention
 from keras_vit.layers.base import Layer, register
-from keras_vit.layers.mlp import Mlp, normalization
+from keras_vit.layers.mlp import Mlp
+from keras_vit.layers.norm import normalization
 
 
 @register
@@ -32,7 +34,7 @@ class LayerScale(Layer):
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
     def call(self, x):
-        return x * self.layer_scale
+        return x if frozen.is_folded(self) else x * self.layer_scale
 
 
 @register

@@ -1,9 +1,10 @@
-"""The feed-forward half of a block: activations, norms, and the plain and gated MLPs."""
+"""The feed-forward half of a block: activations and the plain and gated MLPs."""
 
 import keras
 from keras import ops
 
 from keras_vit.layers.base import Layer, initial, register
+from keras_vit.layers.norm import normalization
 
 ACTIVATIONS = {
     "gelu": keras.activations.gelu,  # the exact one, by erf
@@ -22,14 +23,6 @@ def activation(name):
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}. Received: {name!r}")
     return ACTIVATIONS[name]
-
-
-def normalization(norm="layer", **kwargs):
-    """A norm over the last axis: `"layer"` (LayerNorm) or `"rms"` (RMSNorm, https://arxiv.org/abs/1910.07467)."""
-    norms = {"layer": keras.layers.LayerNormalization, "rms": keras.layers.RMSNormalization}
-    if norm not in norms:
-        raise ValueError(f"norm must be one of {', '.join(norms)}. Received: {norm!r}")
-    return norms[norm](**kwargs)
 
 
 @register

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_vit.layers.base import Layer, initial, register
-from keras_vit.layers.mlp import normalization
+from keras_vit.layers.norm import normalization
 from keras_vit.layers.resample import resize_matrix
 
 OPS = types.SimpleNamespace(  # what `resize_matrix` asks of numpy, on tensors of the backend

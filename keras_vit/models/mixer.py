@@ -5,9 +5,11 @@ mixed by dense layers over their axis."""
 import keras
 from keras import ops
 
+from keras_vit.layers import frozen
 from keras_vit.layers.base import Layer, initial, register
 from keras_vit.layers.block import DropPath, LayerScale
-from keras_vit.layers.mlp import Mlp, activation, normalization
+from keras_vit.layers.mlp import Mlp, activation
+from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import check_divides, pair
 from keras_vit.models.base import Backbone
 from keras_vit.models.classifier import ImageClassifier
@@ -97,7 +99,7 @@ class Affine(Layer):
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
     def call(self, x):
-        return x * self.alpha + self.shift
+        return x if frozen.is_folded(self) else x * self.alpha + self.shift
 
 
 @register

@@ -5,7 +5,7 @@ import keras
 
 from keras_vit.layers.base import register
 from keras_vit.layers.block import TransformerBlock
-from keras_vit.layers.mlp import normalization
+from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import PatchEncoder, pair
 from keras_vit.models.base import Backbone
 from keras_vit.models.classifier import ImageClassifier
