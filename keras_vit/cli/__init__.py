@@ -1,4 +1,4 @@
-"""keras-vit: list | show | predict | finetune | export | explain | demo."""
+"""keras-vit: list | show | predict | finetune | export | compare | benchmark | explain | demo."""
 
 from keras_vit.cli.main import main
 

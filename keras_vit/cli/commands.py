@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-from keras_vit import demo, explain, export, train
+from keras_vit import demo, explain, train
 from keras_vit.cli.tables import console, table
 from keras_vit.images import picture_files
 from keras_vit.zoo import from_preset
@@ -63,36 +63,6 @@ def run_predict(args):
             made.add_row("" if i else path, name, f"{probability:.1%}")
     out.print(made)
     return 2 if left_out else 0
-
-
-def run_export(args):
-    """Write a TFLite file or a SavedModel, and check it."""
-    out, path = console(), pathlib.Path(args.output)
-    check_quantize(path, args.quantize)
-    check_parent(path)
-    model = load(args.name, image_size=args.image_size)
-    with out.status(f"writing {path}"):
-        write(model, path, args.quantize, args.batch_size, not args.no_preprocessing)
-    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-    size = sum(f.stat().st_size for f in files) / 1e6
-    out.print(f"{path}: {size:.1f} MB. On test images it agrees with the model.", soft_wrap=True)
-    return 0
-
-
-def write(model, path, quantize=None, batch_size=None, preprocessing=True):
-    """A file that ends in .tflite, or a SavedModel directory."""
-    if path.suffix == ".tflite":
-        fixed = batch_size or 1
-        export.to_tflite(model, path, quantize, preprocessing=preprocessing, batch_size=fixed)
-    else:
-        export.to_saved_model(model, path, preprocessing, batch_size)
-
-
-def check_quantize(path, quantize):
-    if quantize and path.suffix != ".tflite":
-        raise ValueError(
-            f"--quantize is for a TFLite file, which ends in .tflite. Received: {str(path)!r}"
-        )
 
 
 def check_parent(path):

@@ -9,7 +9,8 @@ import time
 import keras
 
 from keras_vit import train
-from keras_vit.cli.commands import check_parent, check_quantize, load, tell_broken, track, write
+from keras_vit.cli.commands import check_parent, load, tell_broken, track
+from keras_vit.cli.exporting import check_options, write
 from keras_vit.cli.tables import console
 
 
@@ -19,7 +20,7 @@ def run_finetune(args):
     check_goal(goal, args.overwrite)
     target = args.export and pathlib.Path(args.export)
     if target:
-        check_quantize(target, args.quantize)
+        check_options(target, args)
         check_parent(target)
     taught, judges, names = folders(args, out)
     keras.utils.set_random_seed(args.seed)
@@ -45,7 +46,8 @@ def run_finetune(args):
     out.print(f"  keras-vit predict {goal} PICTURE", soft_wrap=True)
     if target:
         with out.status(f"writing {target}"):
-            write(model, target, args.quantize)
+            options = {"quantize": args.quantize} if args.quantize else {}
+            write(model, target, taught[0] if args.quantize == "int8" else None, **options)
         out.print(f"Exported to {target}.", soft_wrap=True)
     return 0
 

@@ -9,7 +9,9 @@ MODULES = {  # imported when they are needed: Keras takes seconds
     "list": "tables",
     "show": "tables",
     "predict": "commands",
-    "export": "commands",
+    "export": "exporting",
+    "compare": "exporting",
+    "benchmark": "exporting",
     "explain": "commands",
     "demo": "commands",
     "finetune": "finetuning",
@@ -19,7 +21,8 @@ EXAMPLES = """examples:
   keras-vit list 'deit*' --sort top1
   keras-vit predict deit_tiny_patch16_224.fb_in1k cat.jpg
   keras-vit finetune flowers/ --preset deit_tiny_patch16_224.fb_in1k --output my_flowers
-  keras-vit export my_flowers flowers.tflite --quantize int8_dynamic
+  keras-vit export my_flowers flowers.tflite --quantize int8_dynamic --check flowers/
+  keras-vit benchmark flowers.tflite
 
 NAME is a name of `keras-vit list`, a repository of the Hugging Face Hub (hf://org/name,
 with @revision if you like), or a directory.
@@ -65,6 +68,7 @@ def parser():
 
     _tables(command)
     _models(command)
+    _files(command)
     _finetune(command)
     add = command(
         "demo", "load, classify, fine-tune, export and explain, in two minutes"
@@ -94,15 +98,6 @@ def _models(command):
     add("images", metavar="IMAGE", nargs="+", help="picture files, or folders of them")
     add("--top", type=positive, default=5, metavar="N", help="how many classes (5)")
     add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
-    add = command("export", "write a TFLite file, or a SavedModel directory").add_argument
-    add("name", metavar="NAME")
-    add("output", metavar="OUT", help="a file that ends in .tflite, or a directory")
-    add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
-    _quantize(add)
-    add(
-        "--batch-size", type=positive, metavar="N", help="default: 1 for TFLite, any for SavedModel"
-    )
-    add("--no-preprocessing", action="store_true", help="normalised floats in, logits out")
     add = command("explain", "draw what the model looks at").add_argument
     add("name", metavar="NAME")
     add("images", metavar="IMAGE", nargs="+", help="picture files, or folders of them")
@@ -110,8 +105,44 @@ def _models(command):
     add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
 
 
+def _files(command):
+    text = "write a TFLite file, an ONNX file or a SavedModel directory"
+    add = command("export", text).add_argument
+    add("name", metavar="NAME")
+    add("output", metavar="OUT", help="a file that ends in .tflite or .onnx, or a directory")
+    add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
+    _quantize(add)
+    add("--calibration", metavar="FOLDER", help="about a hundred pictures, for --quantize int8")
+    add("--batch-size", type=positive, metavar="N", help="default: 1 for TFLite, else any")
+    add("--input", choices=("uint8", "float32"), help="type of the pixels (uint8)")
+    add("--gpu", action="store_true", help="a TFLite file for phones' GPUs: takes floats")
+    add("--attention", action="store_true", help="a SavedModel that gives attention maps, too")
+    add("--no-preprocessing", action="store_true", help="normalised floats in, logits out")
+    add("--check", metavar="FOLDER", help="compare with the model on these pictures, or folders")
+    _measure(add, 10)
+    add = command("compare", "run a file beside the model that it was made from").add_argument
+    add("name", metavar="NAME")
+    add("file", metavar="FILE")
+    add("folder", metavar="FOLDER", help="of pictures, or of folders named after their classes")
+    add("--image-size", type=size, metavar="N|HxW", help="as it was for `export`")
+    _measure(add, 10)
+    add = command("benchmark", "size, latency and contents of any such file").add_argument
+    add("file", metavar="FILE", help="TFLite, .onnx or a SavedModel directory, of any origin")
+    _measure(add, 50)
+
+
 def _quantize(add):
-    add("--quantize", choices=("int8_dynamic",), help="int8 weights: a quarter of the size")
+    add(
+        "--quantize",
+        choices=("float16", "int8_dynamic", "int8"),
+        help="smaller weights: half, a quarter; int8 computes in int8, too",
+    )
+
+
+def _measure(add, runs):
+    add("--threads", type=positive, metavar="N", help="default: one for each processor")
+    add("--runs", type=positive, default=runs, metavar="N", help=f"warm runs to time ({runs})")
+    add("--json", action="store_true", help="print JSON instead of a table")
 
 
 def _finetune(command):
@@ -141,7 +172,7 @@ def _finetune(command):
     add("--drop-path", type=float, metavar="X", help="stochastic depth of the last block")
     add("--no-flip", action="store_true", help="do not mirror pictures (digits, letters)")
     add("--seed", type=int, default=0, metavar="N")
-    add("--export", metavar="FILE", help="a .tflite file to write at the end, too")
+    add("--export", metavar="FILE", help="a .tflite or .onnx file to write at the end, too")
     _quantize(add)
     add("--overwrite", action="store_true", help="write over the model that lies in DIR")
 

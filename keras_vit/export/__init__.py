@@ -1,7 +1,17 @@
-"""A model as a file that runs without Keras, checked before it is kept: SavedModel and TFLite."""
+"""A model as a file that runs without Keras, checked before it is kept."""
 
+from keras_vit.export.benchmark import Benchmark, benchmark
 from keras_vit.export.compare import Comparison, compare
+from keras_vit.export.onnx import to_onnx
 from keras_vit.export.saved_model import to_saved_model
 from keras_vit.export.tflite import to_tflite
 
-__all__ = ["Comparison", "compare", "to_saved_model", "to_tflite"]
+__all__ = [
+    "Benchmark",
+    "Comparison",
+    "benchmark",
+    "compare",
+    "to_onnx",
+    "to_saved_model",
+    "to_tflite",
+]

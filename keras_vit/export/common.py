@@ -23,6 +23,11 @@ def check_exportable(model, preprocessing):
             f"{keras.backend.backend()!r}. Save the model with model.save_to_preset(folder), then "
             "export keras_vit.from_preset(folder) in a process with KERAS_BACKEND=tensorflow."
         )
+    check_model(model, preprocessing)
+
+
+def check_model(model, preprocessing):
+    """Raises where no file can be made of this model."""
     if not isinstance(model, keras.Model) or not model.built or len(model.inputs) != 1:
         raise ValueError(
             "A built Keras model with one input of images is needed, for instance from "
@@ -32,6 +37,14 @@ def check_exportable(model, preprocessing):
         raise ValueError(
             "This model has no preprocessor, so that raw images mean nothing to it. Give it one "
             "(keras_vit.images.ImagePreprocessor), or export it with preprocessing=False."
+        )
+
+
+def check_batch_size(batch_size):
+    """Raises where it is neither a number of images nor None, which is any."""
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(
+            f"batch_size must be a whole number from 1 on, or None. Received: {batch_size!r}"
         )
 
 
@@ -125,7 +138,7 @@ def check_outputs(expected, found, name, tolerance, what):
     if found.shape != expected.shape or not np.isfinite(found).all():
         error = np.inf
     else:
-        expected, found = (_centred(x, name) for x in (expected, found))
+        expected, found = (centred(x, name) for x in (expected, found))
         scale = np.sqrt(np.mean(np.square(expected))) + 1e-6
         error = np.sqrt(np.mean(np.square(found - expected))) / scale
     if error > tolerance:
@@ -136,7 +149,7 @@ def check_outputs(expected, found, name, tolerance, what):
         )
 
 
-def _centred(x, name):
+def centred(x, name):
     """Outputs on the scale of logits, whose common offset is free where they are classes."""
     x = np.asarray(x, "float64")
     if name == "probabilities":

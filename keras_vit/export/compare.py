@@ -1,21 +1,16 @@
-"""What a file costs and what it gives: agreement with the model, size, latency."""
+"""What a file costs and what it gives, beside its model: agreement, size, latency."""
 
 import dataclasses
-import io
-import json
-import os
-import pathlib
-import statistics
-import time
 
 import keras
 import numpy as np
 
-from keras_vit.export import common, files
+from keras_vit.export import common, feed, files
+from keras_vit.export.benchmark import Report, counted_threads, latencies, listing
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(Report):
     """A file beside the model that it was made from, on the same images.
 
     `print` gives a table, `to_json` the same as JSON, rich's `print` the table in colour.
@@ -28,16 +23,15 @@ class Comparison:
     agreement: float | None  # part of the images with the same best class; None: no classes
     largest_difference: float
     mean_difference: float
+    largest_logit_difference: float | None  # of classes' logits less their mean; None: no classes
+    mean_logit_difference: float | None
     accuracy: float | None  # of the file; None: no labels were given
     model_accuracy: float | None
     latency: float  # seconds, the median of warm runs on one batch
     batch_size: int
     threads: int
-    operations: dict | None  # name: how many; TFLite only
+    operations: dict | None  # name: how many; not of a SavedModel
     partitions: int | None  # pieces that XNNPACK runs; TFLite only
-
-    def to_json(self):
-        return json.dumps(dataclasses.asdict(self), indent=2)
 
     def rows(self):
         """(what, value) as text."""
@@ -48,39 +42,25 @@ class Comparison:
             yield "accuracy", f"{self.accuracy:.1%} (the model's: {self.model_accuracy:.1%})"
         yield f"largest difference of {self.output}", f"{self.largest_difference:.2g}"
         yield f"mean difference of {self.output}", f"{self.mean_difference:.2g}"
-        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        if self.output == "probabilities" and self.mean_logit_difference is not None:
+            yield "largest difference of logits", f"{self.largest_logit_difference:.2g}"
+            yield "mean difference of logits", f"{self.mean_logit_difference:.2g}"
+        threads = counted_threads(self.threads)
         yield "latency", f"{self.latency * 1e3:.1f} ms (batch {self.batch_size}, {threads}, median)"
-        if self.operations is not None:
-            total = sum(self.operations.values())
-            yield "operations", f"{total}, XNNPACK partitions: {self.partitions}"
-
-    def __rich__(self):
-        from rich.table import Table
-
-        table = Table(title=self.path, title_justify="left", show_header=False)
-        for what, value in self.rows():
-            table.add_row(what, value)
-        return table
-
-    def __str__(self):
-        from rich.console import Console
-
-        text = io.StringIO()
-        Console(file=text, width=80).print(self)
-        return text.getvalue().rstrip()
+        yield from listing(self.operations, self.partitions)
 
 
 def compare(path, model, images, labels=None, threads=None, runs=10):
-    """Run a file of `to_tflite` or `to_saved_model` and its model on the same images.
+    """Run a file of `to_tflite`, `to_saved_model` or `to_onnx` and its model on the same images.
 
     Args:
         path: the file or directory.
         model: the model that it was made from.
-        images: paths, PIL images or arrays, as `model.predict` takes them. A TFLite file is fed
-            with the pixels that the model's preprocessor cuts from them. For a model without a
-            preprocessor: its inputs, `(B, H, W, C)`.
+        images: paths, PIL images or arrays, as `model.predict` takes them. A TFLite or ONNX file
+            is fed with the pixels that the model's preprocessor cuts from them. For a model
+            without a preprocessor: its inputs, `(B, H, W, C)`.
         labels: the classes of the images, `(B,)` ints: then the accuracy is told, too.
-        threads: of the TFLite interpreter; None: one for each processor. (A SavedModel runs with
+        threads: of the interpreter; None: one for each processor. (A SavedModel runs with
             TensorFlow's own number, which a running process cannot change.)
         runs: how many warm runs the latency is the median of.
 
@@ -91,6 +71,7 @@ def compare(path, model, images, labels=None, threads=None, runs=10):
         ValueError: no image; another number of labels; a file that `keras_vit.export` did not
             write, or that was made from another model.
         FileNotFoundError: there is no such file.
+        ImportError: an ONNX file without onnxruntime.
     """
     images = _listed(images)
     if labels is not None and len(labels) != len(images):
@@ -98,32 +79,33 @@ def compare(path, model, images, labels=None, threads=None, runs=10):
             f"labels must hold the class of each of the {len(images)} images. "
             f"Received: {len(labels)} labels"
         )
-    file = files.load(pathlib.Path(path), threads or os.cpu_count())
-    expected, found, batch = _outputs(file, model, images)
-    if found.shape != expected.shape:
-        raise ValueError(
-            f"{str(path)!r} was made from another model: it gives {found.shape[1]} numbers for an "
-            f"image, this model {expected.shape[1]}."
-        )
+    file = files.load(path, threads)
+    fed = feed.Classifier(file)
+    expected, found, batch = _outputs(fed, model, images)
     agreement = accuracy = model_accuracy = None
-    if file.output != "features":
-        best, model_best = (_classes(x, file.output) for x in (found, expected))
+    if fed.output != "features":
+        best, model_best = (_classes(x, fed.output) for x in (found, expected))
         agreement = float(np.mean(best == model_best))
         if labels is not None:
             accuracy, model_accuracy = (float(np.mean(b == labels)) for b in (best, model_best))
-    difference = np.abs(found - expected)
+    largest, mean = _differences(found, expected)
+    logits = None, None
+    if fed.output != "features" and found.shape[-1] > 1:
+        logits = _differences(*(common.centred(x, fed.output) for x in (found, expected)))
     return Comparison(
         path=str(path),
-        size=_size(pathlib.Path(path)),
+        size=file.size,
         images=len(images),
-        output=file.output,
+        output=fed.output,
         agreement=agreement,
-        largest_difference=float(difference.max()),
-        mean_difference=float(difference.mean()),
+        largest_difference=largest,
+        mean_difference=mean,
+        largest_logit_difference=logits[0],
+        mean_logit_difference=logits[1],
         accuracy=accuracy,
         model_accuracy=model_accuracy,
-        latency=_latency(file.run, batch, runs),
-        batch_size=file.batch_size,
+        latency=latencies(lambda: fed.run(batch), runs)[1],
+        batch_size=fed.batch_size,
         threads=file.threads,
         operations=file.operations,
         partitions=file.partitions,
@@ -139,19 +121,24 @@ def _listed(images):
     return images
 
 
-def _outputs(file, model, images, step=32):
+def _outputs(fed, model, images, step=32):
     """What model and file give for all images, `(B, K)` each, and one batch of the file.
 
     `step` images at a time are in memory.
     """
     expected, found = [], []
     for start in range(0, len(images), step):
-        sample = files.Sample(model, images[start : start + step])
+        sample = feed.Sample(model, images[start : start + step])
         logits = keras.Model.predict(model, sample.inputs, verbose=0)
-        expected.append(common.finish(logits, file.output).numpy())
-        batches = file.feed(sample)
-        found.append(np.concatenate([file.run(x) for x in batches])[: len(logits)])
-    return np.concatenate(expected), np.concatenate(found), batches[0]
+        expected.append(common.finish(logits, fed.output).numpy())
+        for batch, count in fed.feed(sample):
+            found.append(fed.run(batch)[:count])
+            if found[-1].shape[1:] != expected[-1].shape[1:]:
+                raise ValueError(
+                    f"{str(fed.file.path)!r} was made from another model: it gives "
+                    f"{found[-1].shape[-1]} numbers for an image, this model {logits.shape[-1]}."
+                )
+    return np.concatenate(expected), np.concatenate(found), batch
 
 
 def _classes(outputs, name):
@@ -161,16 +148,7 @@ def _classes(outputs, name):
     return (outputs[:, 0] > (0.5 if name == "probabilities" else 0.0)).astype(int)
 
 
-def _latency(run, batch, runs):
-    times = []
-    for _ in range(runs + 2):  # the first two warm up
-        start = time.perf_counter()
-        run(batch)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
-
-
-def _size(path):
-    """Bytes of a file, or of all files in a directory."""
-    parts = path.rglob("*") if path.is_dir() else [path]
-    return sum(part.stat().st_size for part in parts if part.is_file())
+def _differences(found, expected):
+    """The largest and the mean one."""
+    difference = np.abs(found - expected)
+    return float(difference.max()), float(difference.mean())

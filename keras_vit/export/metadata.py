@@ -37,7 +37,7 @@ def write(content, model, preprocessing=True, quantize=None):
     if flatbuffer.buffer(content, BUFFER) is not None:
         raise ValueError("This TFLite file has metadata already.")
     preset = {**about(model), "preprocessing": preprocessing, "quantize": quantize}
-    labels = _labels(model)
+    labels = class_names(model)
     fields = _model(preset, _input(model, preset), _output(model, preset, labels))
     data = flatbuffer.pack(schema.SCHEMA, "ModelMetadata", fields, schema.IDENTIFIER)
     file = flatbuffer.with_buffer(content, BUFFER, data)
@@ -76,7 +76,7 @@ def about(model):
     }
 
 
-def _labels(model):
+def class_names(model):
     """The names of the classes, one line each, or None."""
     labels = getattr(model, "labels", None)
     if labels is None and getattr(model, "num_classes", None) == 1000:

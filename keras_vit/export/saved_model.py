@@ -1,6 +1,7 @@
 """SavedModel: for TensorFlow Serving, and for programs that have TensorFlow alone."""
 
 import io
+import json
 import pathlib
 
 import keras
@@ -8,17 +9,20 @@ import numpy as np
 from PIL import Image
 
 from keras_vit import explain
-from keras_vit.export import common, decode
+from keras_vit.export import common, decode, metadata, variants
 from keras_vit.models.classifier import ImageClassifier
 
 # By what part of their own size outputs may differ from the model's before a file is broken: a
 # pixel between two levels may be rounded either way, and so may most sums in half precision.
 TOLERANCE, HALF_TOLERANCE = 0.02, 0.25
 FILES = "image_bytes"  # the name of an input that takes the bytes of picture files
+EXTRA = "assets.extra"  # the folder that TensorFlow leaves to others
 HEADS = ("head", "head_dist")  # the layers that follow the features
 
 
-def to_saved_model(model, directory, preprocessing=True, batch_size=None, attention=False):
+def to_saved_model(
+    model, directory, preprocessing=True, batch_size=None, attention=False, image_size=None
+):
     """Write a model as a SavedModel.
 
     It holds the weights once, and these signatures, each of which returns a dict:
@@ -37,7 +41,8 @@ def to_saved_model(model, directory, preprocessing=True, batch_size=None, attent
 
     `tf.saved_model.load(directory)` gives an object that is called with images, uint8 or float32,
     and has the methods `serve_bytes`, `features` and `attention`. Neither Keras nor this package
-    is needed there.
+    is needed there. In its folder `assets.extra` lie labels.txt, the names of the classes, and
+    preset.json: where the model comes from, the numbers of its preprocessing.
 
     Without preprocessing the input is `inputs`, preprocessed floats `(B, height, width, C)`, and
     the output `logits`; `serve_float` and `serve_bytes` are left out. A model without a head
@@ -49,6 +54,8 @@ def to_saved_model(model, directory, preprocessing=True, batch_size=None, attent
         preprocessing: whether raw images go in and probabilities come out.
         batch_size: None: any number of images at once; or a fixed number.
         attention: whether there is a signature for attention maps.
+        image_size: int or (height, width) to which images are resized, in pixels; None: the
+            model's. Positions are resampled as `from_preset` does.
 
     Returns:
         The directory, a `pathlib.Path`.
@@ -60,10 +67,7 @@ def to_saved_model(model, directory, preprocessing=True, batch_size=None, attent
         OSError: the directory cannot be written.
     """
     common.check_exportable(model, preprocessing)
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(
-            f"batch_size must be a whole number from 1 on, or None. Received: {batch_size!r}"
-        )
+    common.check_batch_size(batch_size)
     directory = pathlib.Path(directory)
     if directory.exists() and not _replaceable(directory):
         raise ValueError(
@@ -72,11 +76,13 @@ def to_saved_model(model, directory, preprocessing=True, batch_size=None, attent
         )
     import tensorflow as tf
 
+    model = variants.at_size(model, image_size)
     heads = _heads(model, preprocessing, attention)
     with common.replacing(directory) as new:
         module, signatures = _module(model, heads, preprocessing, batch_size)
         with common.disk_errors(f"The SavedModel {str(directory)!r}"):
             tf.saved_model.save(module, str(new), signatures=signatures)
+            _describe(new / EXTRA, model, preprocessing)
         _verify(new, model, heads, preprocessing, batch_size or 2)
     return directory
 
@@ -170,6 +176,17 @@ def _of_files(converter, core, strings, image):
 
     spec = tf.TensorSpec(strings, "string", name=FILES)
     return tf.function(call, input_signature=[spec], autograph=False)
+
+
+def _describe(folder, model, preprocessing):
+    """Where the model comes from, and the names of its classes, beside it."""
+    folder.mkdir()
+    preset = {**metadata.about(model), "preprocessing": preprocessing}
+    (folder / metadata.PRESET).write_text(json.dumps(preset, indent=2) + "\n", "utf-8")
+    labels = metadata.class_names(model)
+    if labels:
+        lines = "".join(f"{label}\n" for label in labels)
+        (folder / metadata.LABELS).write_text(lines, "utf-8")
 
 
 def _verify(directory, model, heads, preprocessing, count):

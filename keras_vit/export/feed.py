@@ -1,0 +1,76 @@
+"""A file of this package and the images that it is to be fed with."""
+
+import numpy as np
+
+from keras_vit.export import common
+from keras_vit.images import to_array
+
+
+class Sample:
+    """Some images in the three forms that files take.
+
+    Attributes:
+        images: as the user has them.
+        pixels: resized and cropped by the model's preprocessor, `(B, height, width, C)`; None
+            where it has none.
+        inputs: normalised, as the bare model takes them.
+    """
+
+    def __init__(self, model, images):
+        converter = common.converter(model)
+        self.images = images
+        self.channels = model.inputs[0].shape[-1]
+        self.pixels = None if converter is None else converter.pixels(images)
+        self.inputs = np.asarray(images) if converter is None else converter.normalize(self.pixels)
+
+
+class Classifier:
+    """A file with one input of images and one output, as `keras_vit.export` writes them.
+
+    Raises:
+        ValueError: the file has others.
+    """
+
+    def __init__(self, file):
+        self.file = file
+        self.input = _single(file, "input", common.INPUTS)
+        self.output = _single(file, "output", common.OUTPUTS)
+        self.dtype, self.shape = file.inputs[self.input]
+        self.batch_size = self.shape[0] or 1
+
+    def feed(self, sample):
+        """Batches as the file takes them, each with the number of images that are the sample's."""
+        if self.input == common.RAW and sample.pixels is None:
+            raise ValueError(
+                "The file takes raw images, and the model has no preprocessor to cut them with."
+            )
+        if self.input == common.RAW and None in self.shape[1:3]:  # it cuts them itself
+            for image in sample.images:
+                image = to_array(image, sample.channels)[None].astype(self.dtype)
+                yield np.repeat(image, self.batch_size, axis=0), 1
+            return
+        x = sample.pixels if self.input == common.RAW else sample.inputs
+        pairs = zip(self.shape[1:], x.shape[1:], strict=True)
+        if any(known not in (None, size) for known, size in pairs):
+            raise ValueError(
+                f"{str(self.file.path)!r} was made from another model: it takes images of shape "
+                f"{self.shape[1:]}, this model of {x.shape[1:]}."
+            )
+        for start in range(0, len(x), self.batch_size):
+            batch = x[start : start + self.batch_size].astype(self.dtype)
+            missing = self.batch_size - len(batch)  # the last one is filled up
+            yield np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]), len(batch)
+
+    def run(self, batch):
+        return self.file.run(**{self.input: batch})[self.output]
+
+
+def _single(file, what, allowed):
+    """The one name of an input or output."""
+    names = list(getattr(file, f"{what}s"))
+    if len(names) != 1 or names[0] not in allowed:
+        raise ValueError(
+            f"{str(file.path)!r} is not a file of keras_vit.export: one {what} is expected, named "
+            f"{' or '.join(allowed)}. Received: {', '.join(names) or 'none'}"
+        )
+    return names[0]
