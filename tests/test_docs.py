@@ -21,6 +21,8 @@ from keras_vit.cli.main import main, parser
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {str(p.relative_to(ROOT)): p for p in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]}
 HUB = "# needs the Hub\n"  # the first line of code that a reader cannot run without a network
+# Likewise for a package that the reader need not have.
+OPTIONAL = {"# needs the extra onnx\n": ("onnx", "onnxruntime", "tf2onnx")}
 HUB_NAME = "timm/deit_tiny_patch16_224.fb_in1k"
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -46,6 +48,9 @@ def pages_with(hub):
 def run(page, hub, namespace):
     """Run a page's blocks in order, as a reader would; a session must print what it shows."""
     for line, text in code(page, hub):
+        needed = OPTIONAL.get(text.partition("\n")[0] + "\n", ())
+        if not all(map(importlib.util.find_spec, needed)):
+            continue
         if ">>>" in text:
             session(page, line, text, namespace)
         else:
