@@ -1,6 +1,7 @@
 """keras_vit.export.to_saved_model: what TensorFlow alone serves is what the model computes."""
 
 import io
+import json
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from PIL import Image
 from tiny_models import FAMILIES, classifier, softmax
 
 from keras_vit import explain, from_preset
-from keras_vit.export import decode, to_saved_model
+from keras_vit.export import decode, to_saved_model, variants
 from keras_vit.images import load_image
 
 tf = pytest.importorskip("tensorflow")
@@ -194,6 +195,23 @@ def test_a_model_of_any_size(preprocessing, pictures, tmp_path):
         np.testing.assert_allclose(loaded(x)["logits"], np.asarray(model(x)), atol=1e-5)
         tokens = size[0] * size[1] // 16**2 + 1
         assert loaded.attention(x)["blocks_1"].shape == (2, 3, tokens, tokens)
+
+
+def test_another_size(model, pictures, tmp_path):
+    loaded = tf.saved_model.load(str(to_saved_model(model, tmp_path / "m", image_size=(48, 64))))
+    larger = variants.at_size(model, (48, 64))
+    expected = softmax(larger.predict(pictures[:1], verbose=0))
+    np.testing.assert_allclose(loaded(pictures[0][None])["probabilities"], expected, atol=1e-5)
+
+
+def test_what_the_folder_says(tmp_path):
+    folder = to_saved_model(classifier(num_classes=2, labels=["Käse", "cat"]), tmp_path / "m")
+    about = folder / "assets.extra"
+    assert (about / "labels.txt").read_text("utf-8") == "Käse\ncat\n"
+    preset = json.loads((about / "preset.json").read_text("utf-8"))
+    assert preset["class"] == "ViT" and preset["crop_pct"] == 0.8 and preset["preprocessing"]
+    to_saved_model(classifier(), folder)  # without labels
+    assert [path.name for path in about.iterdir()] == ["preset.json"]
 
 
 def test_no_head(pictures, tmp_path):
