@@ -92,7 +92,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pattern", nargs="?", default="*")
     parser.add_argument("--memory", type=float, default=12, help="GiB that a model may take")
-    parser.add_argument("--markdown", type=pathlib.Path, help="write the table there; rows that it has are kept")
+    parser.add_argument(
+        "--markdown", type=pathlib.Path, help="write the table there; rows that it has are kept"
+    )
     parser.add_argument("--one", nargs=2, metavar=("NAME", "CLASSES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_vit.layers import frozen
 from keras_vit.layers.base import Layer, initial, register
-from keras_vit.layers.mlp import Mlp
+from keras_vit.layers.mlp import Mlp, as_matrix
 from keras_vit.layers.norm import normalization
 
 
@@ -124,7 +124,7 @@ class Attention(Layer):
         of the first n only."""
         leading = x if queries is None else x[:, :queries]
         if self.qkv.quantization_mode:
-            q, k, v = ops.split(self.qkv(x), 3, axis=-1)
+            q, k, v = ops.split(as_matrix(self.qkv, x), 3, axis=-1)
             q = q if queries is None else q[:, :queries]
         elif frozen.current():  # slices of a constant cost nothing, those of a product do
             q, k, v = (self.part(t, i, i + 1) for i, t in enumerate((leading, x, x)))
@@ -132,7 +132,7 @@ class Attention(Layer):
             q, kv = self.part(leading, 0, 1), self.part(x, 1, 3)
             k, v = ops.split(kv, 2, axis=-1)
         else:
-            q, k, v = ops.split(self.qkv(x), 3, axis=-1)
+            q, k, v = ops.split(as_matrix(self.qkv, x), 3, axis=-1)
         return tuple(split_heads(t, self.num_heads) for t in (q, k, v))
 
     def part(self, x, start, stop):
@@ -155,7 +155,7 @@ class Attention(Layer):
         else:
             x = attend(q, k, v, scaled=frozen.is_folded(self))
         x = merge_heads(x)
-        return self.proj(x if self.norm is None else self.norm(x))
+        return as_matrix(self.proj, x if self.norm is None else self.norm(x))
 
 
 @register

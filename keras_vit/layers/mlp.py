@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_vit.layers import frozen
 from keras_vit.layers.base import Layer, initial, register
 from keras_vit.layers.norm import normalization
 
@@ -23,6 +24,18 @@ def activation(name):
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}. Received: {name!r}")
     return ACTIVATIONS[name]
+
+
+def as_matrix(function, x, **options):
+    """function(x) of a function over the last axis, `(..., D) -> (..., K)`.
+
+    Of matrices TensorFlow fuses a product with its bias, of larger tensors it does not.
+    """
+    if keras.backend.backend() != "tensorflow" or frozen.current() or len(x.shape) == 2:
+        return function(x, **options)
+    outer = [known or size for known, size in zip(x.shape[1:-1], ops.shape(x)[1:-1], strict=True)]
+    x = function(ops.reshape(x, (-1, x.shape[-1])), **options)
+    return ops.reshape(x, (-1, *outer, x.shape[-1]))
 
 
 @register
@@ -107,6 +120,9 @@ class Mlp(Layer):
         return self.act(self.fc1(x))
 
     def call(self, x, training=None):
+        return as_matrix(self.forward, x, training=training)
+
+    def forward(self, x, training=None):
         x = self.drop(self.hidden(x), training=training)
         x = self.fc2(x if self.norm is None else self.norm(x))
         return self.drop(x, training=training)

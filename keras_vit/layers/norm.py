@@ -17,20 +17,22 @@ def normalization(norm="layer", **kwargs):
 
 @register
 class LayerNormalization(keras.layers.LayerNormalization):
-    """Keras' LayerNormalization; in a frozen graph in as few operations as its place allows."""
+    """Keras' LayerNormalization, on TensorFlow in as few operations as its place allows: torch has
+    a kernel for it and XLA makes one, TensorFlow runs each operation over all tokens."""
 
     def call(self, x):
-        known = frozen.current()
-        if known is None:
+        if keras.backend.backend() != "tensorflow":
             return super().call(x)
+        known = frozen.current() or frozen.Frozen()
+        x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
         if self not in known.centred:
             x = x - ops.mean(x, axis=-1, keepdims=True)
         x = unit(x, self.epsilon)
         if self not in known.folded:
-            x = x * self.gamma + self.beta
+            x = x * ops.cast(self.gamma, x.dtype) + ops.cast(self.beta, x.dtype)
         if self in known.recentred:
             x = x - ops.mean(x, axis=-1, keepdims=True)
-        return x
+        return ops.cast(x, self.compute_dtype)
 
 
 @register

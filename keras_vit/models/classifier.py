@@ -10,7 +10,7 @@ from keras_vit import data
 from keras_vit.images import ImagePreprocessor, imagenet_labels, top_labels
 from keras_vit.layers.attention import AttentionPool
 from keras_vit.layers.base import arguments, initial
-from keras_vit.layers.mlp import normalization
+from keras_vit.layers.norm import normalization
 
 POOLINGS = ("token", "avg", "token_avg", "map")
 
@@ -43,6 +43,7 @@ class ImageClassifier(keras_hub.models.ImageClassifier):
     load = None  # zoo.py and save.py stand above and hand these down
     write = None
     source = None  # where from_preset took the weights: a directory, or hf://org/name@commit
+    preset = None  # and its name
 
     def __init__(
         self,
