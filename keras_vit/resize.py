@@ -7,6 +7,11 @@ import numpy as np
 from keras_vit.layers.resample import resize_matrix
 from keras_vit.weights import WeightsError
 
+RESAMPLE = {  # the column `resample` of presets/: arguments of `resize_matrix`
+    "bicubic": {"interpolation": "bicubic"},
+    "bilinear": {"interpolation": "bilinear", "antialias": False},  # as FlexiViTs were trained
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
@@ -18,6 +23,7 @@ class Resize:
         old_patch: edge of the patches in the file, in pixels.
         positions, patches, stems: the keys of the table, of a kernel that makes patches, and of the
             first kernel of a convolutional stem.
+        resample: a key of `RESAMPLE`.
     """
 
     old_grid: tuple
@@ -27,13 +33,14 @@ class Resize:
     positions: tuple = ("pos_embed",)
     patches: tuple = ("patch_embed.proj.weight", "stem.proj.weight")
     stems: tuple = ("patch_embed.backbone.stem.conv.weight", "patch_embed.backbone.conv.weight")
+    resample: str = "bicubic"
 
     def handles(self, key):
         return key in self.positions + self.patches + self.stems
 
     def __call__(self, key, array, shape):
         if key in self.positions:
-            return resize_positions(array, self.old_grid, self.new_grid, self.prefix)
+            return resize_positions(array, self.old_grid, self.new_grid, self.prefix, self.resample)
         if key in self.patches and array.shape[:2] != (self.old_patch, self.old_patch):
             raise WeightsError(
                 f"The patch kernel is {array.shape[0]} x {array.shape[1]} pixels in the file, "
@@ -41,13 +48,14 @@ class Resize:
             )
         if array.shape[-2] != shape[-2]:
             array = adapt_channels(array, shape[-2])
-        return resize_kernel(array, shape[:2])
+        return resize_kernel(array, shape[:2], self.resample)
 
 
-def resize_positions(table, old_grid, new_grid, prefix=0):
+def resize_positions(table, old_grid, new_grid, prefix=0, resample="bicubic"):
     """A position table for another grid: `(1, prefix + h*w, D) -> (1, prefix + h'*w', D)`.
 
-    Bicubic and antialiased, as timm's `resample_abs_pos_embed`; the prefix rows stay.
+    As timm's `resample_abs_pos_embed`: "bicubic" is antialiased, "bilinear" is not; the prefix rows
+    stay.
     """
     rows = old_grid[0] * old_grid[1]
     if table.shape[1] != prefix + rows:
@@ -58,14 +66,14 @@ def resize_positions(table, old_grid, new_grid, prefix=0):
         )
     if tuple(old_grid) == tuple(new_grid):
         return table
-    down, across = (resize_matrix(o, n) for o, n in zip(old_grid, new_grid, strict=True))
+    down, across = matrices(old_grid, new_grid, resample)
     grid = table[0, prefix:].astype("float64").reshape(*old_grid, -1)
     grid = np.einsum("hy,yxd->hxd", down, grid)
     grid = np.einsum("wx,hxd->hwd", across, grid).reshape(1, -1, table.shape[-1])
     return np.concatenate([table[:, :prefix], grid.astype(table.dtype)], axis=1)
 
 
-def resize_kernel(kernel, new_size):
+def resize_kernel(kernel, new_size, resample="bicubic"):
     """A patch kernel for another patch size: `(h, w, C, D) -> (h', w', C, D)`.
 
     The pseudo-inverse resize of FlexiViT, section 3.4 of https://arxiv.org/abs/2212.08013: the
@@ -75,10 +83,16 @@ def resize_kernel(kernel, new_size):
     old_size = kernel.shape[:2]
     if tuple(new_size) == tuple(old_size):
         return kernel
-    matrix = np.kron(*(resize_matrix(o, n) for o, n in zip(old_size, new_size, strict=True)))
+    matrix = np.kron(*matrices(old_size, new_size, resample))
     inverse = np.linalg.pinv(matrix.T)  # (h'*w', h*w)
     flat = kernel.astype("float64").reshape(old_size[0] * old_size[1], -1)
     return (inverse @ flat).reshape(*new_size, *kernel.shape[2:]).astype(kernel.dtype)
+
+
+def matrices(old_size, new_size, resample):
+    """The matrices of the two axes, `(h', h)` and `(w', w)`."""
+    options = RESAMPLE[resample]
+    return [resize_matrix(o, n, **options) for o, n in zip(old_size, new_size, strict=True)]
 
 
 def adapt_channels(kernel, channels):

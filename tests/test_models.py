@@ -61,6 +61,36 @@ def test_another_image_size_gives_timms_logits(name, tmp_path):
     close(run(model, goldens.other_size(golden["x"])), golden["resized"])
 
 
+@pytest.mark.parametrize(
+    "output, changes",
+    [
+        ("patch2", {"patch_size": 2}),
+        ("patch8", {"patch_size": 8, "image_size": (16, 24)}),
+        ("patch8-square", {"patch_size": 8, "image_size": (16, 16)}),
+    ],
+)
+def test_another_patch_size_of_a_flexivit_gives_timms_logits(output, changes, tmp_path):
+    golden = goldens.arrays("vit-flexivit")
+    model = keras_vit.from_preset(goldens.repository("vit-flexivit", tmp_path), **changes)
+    x = np.tile(golden["x"], (1, 2, 2, 1)) if "8" in output else golden["x"]
+    close(run(model, x[:, :, : model.image_size[1]]), golden[output])
+
+
+def test_a_flexivit_of_any_size_resamples_as_timms_dynamic_img_size(tmp_path):
+    golden = goldens.arrays("vit-flexivit")
+    directory = goldens.repository("vit-flexivit", tmp_path)
+    model = keras_vit.from_preset(directory, image_size=None)
+    close(run(model, goldens.other_size(golden["x"])), golden["dynamic"])
+
+
+@pytest.mark.parametrize(
+    "name, resample",
+    [("flexivit_small.300ep_in1k", "bilinear"), ("deit_tiny_patch16_224.fb_in1k", "bicubic")],
+)
+def test_a_rows_structure_says_how_it_is_resampled(name, resample):
+    assert layouts.from_row(name, None).resample == resample
+
+
 def test_every_structure_has_a_golden():
     used = {
         f"{family}-{row.get('structure', 'plain')}"

@@ -1,4 +1,4 @@
-"""Antialiased resampling as one matrix per axis: for pictures, position tables and patch kernels
+"""Resampling as one matrix per axis: for pictures, position tables and patch kernels
 alike.
 
 Both PIL and torch's `interpolate(..., antialias=True)` resample one axis at a time, and each output
@@ -27,11 +27,22 @@ def _lanczos(d, xp):
 KERNELS = {"bicubic": _bicubic, "bilinear": _bilinear, "lanczos": _lanczos}
 
 
-def resize_matrix(old, new, start=0, length=None, interpolation="bicubic", xp=np, dtype="float64"):
+def resize_matrix(
+    old,
+    new,
+    start=0,
+    length=None,
+    interpolation="bicubic",
+    xp=np,
+    dtype="float64",
+    antialias=True,
+):
     """Weights `(length, old)` that resample `old` values to `new` and keep `length` of them from
     `start` on.
 
     Rows that lie outside `0..new` are zero: a crop that is larger than the picture pads with zeros.
+    Without `antialias` the kernel keeps its width where values become fewer; for "bilinear" that is
+    torch's `interpolate(..., antialias=False)` (its bicubic kernel is then another one: a = -0.75).
     `old`, `new` and `start` may be scalar tensors of `xp` (numpy, keras.ops or TensorFlow's numpy).
     """
     if interpolation not in KERNELS:
@@ -42,7 +53,12 @@ def resize_matrix(old, new, start=0, length=None, interpolation="bicubic", xp=np
         return x if isinstance(x, (int, float)) else xp.asarray(x, dtype=dtype)
 
     step = real(old) / real(new)
-    stretch = max(step, 1.0) if isinstance(step, float) else xp.maximum(step, xp.ones_like(step))
+    if not antialias:
+        stretch = 1.0
+    elif isinstance(step, float):
+        stretch = max(step, 1.0)
+    else:
+        stretch = xp.maximum(step, xp.ones_like(step))
     rows = xp.asarray(xp.arange(new if length is None else length), dtype=dtype) + real(start)
     taps = xp.asarray(xp.arange(old), dtype=dtype) + 0.5
     distance = xp.abs(taps[None, :] - (rows[:, None] + 0.5) * step) / stretch

@@ -20,7 +20,7 @@ import timm
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models import adapt_input_conv, mlp_mixer
 from timm.models._hub import save_config_for_hf
@@ -110,13 +110,33 @@ def make_timm(golden, architecture, changes):
     with torch.no_grad():
         weights = {key: value.clone() for key, value in model.state_dict().items()}
         outputs = compute(model, x)
-        model.set_input_size((12, 8))
-        outputs["resized"] = model(torch.cat([x, x[:, :, :4].flip(3)], 2)[..., :8])
-        model.set_input_size(SIZE)
+        other = torch.cat([x, x[:, :, :4].flip(3)], 2)[..., :8]
+        if "flexi" in architecture:  # timm resamples these in a way of their own, when it loads
+            outputs["resized"] = loaded(architecture, weights, img_size=(12, 8))(other)
+            outputs["dynamic"] = loaded(architecture, weights, dynamic_img_size=True)(other)
+            outputs["patch2"] = loaded(architecture, weights, patch_size=2)(x)
+            large = x.repeat(1, 1, 2, 2)
+            resized = {"patch_size": 8, "img_size": (16, 24)}
+            outputs["patch8"] = loaded(architecture, weights, **resized)(large)
+            resized = {"patch_size": 8, "img_size": (16, 16)}
+            outputs["patch8-square"] = loaded(architecture, weights, **resized)(large[..., :16])
+        else:
+            model.set_input_size((12, 8))
+            outputs["resized"] = model(other)
+            model.set_input_size(SIZE)
     save(golden, weights, x, **outputs)
     with tempfile.TemporaryDirectory() as folder:
         save_config_for_hf(model, f"{folder}/config.json")
         return json.loads(pathlib.Path(folder, "config.json").read_text())
+
+
+def loaded(architecture, weights, **changes):
+    """A tiny model as timm loads it from a file of weights, for another size."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(weights, f"{folder}/model.safetensors")
+        cfg = {"file": f"{folder}/model.safetensors", "input_size": (3, *SIZE), "num_classes": 7}
+        arguments = {"pretrained": True, "pretrained_cfg_overlay": cfg}
+        return timm.create_model(architecture, **arguments, **{**VIT, **changes}).eval()
 
 
 def make_mixer(golden, architecture):
