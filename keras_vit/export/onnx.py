@@ -61,7 +61,7 @@ def to_onnx(model, path, preprocessing=True, input="uint8", batch_size=None, ima
     dtype = input if preprocessing else "float32"
     whole = _whole(model, preprocessing, dtype)
     with common.replacing(path) as new:
-        proto = onnx_converters.convert(whole, batch_size)
+        proto = onnx_converters.convert(whole, model, batch_size)
         _name(proto, whole)
         _describe(proto, model, preprocessing)
         with common.disk_errors(f"The ONNX file {str(path)!r}"):

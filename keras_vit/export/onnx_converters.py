@@ -9,12 +9,20 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vit.export import common, fold, onnx_weights
+from keras_vit.layers import frozen
+
 OPSET = 18  # the newest that tf2onnx writes
 PACKAGES = {"tensorflow": "tf2onnx", "torch": "onnxscript", "jax": "jax2onnx"}  # beside onnx
 
 
-def convert(whole, batch_size):
-    """A functional model with one input and one output as an `onnx.ModelProto`.
+def convert(whole, model, batch_size):
+    """A model as an `onnx.ModelProto`.
+
+    Args:
+        whole: a functional model with one input and one output, which the file is to be.
+        model: the model inside, which lacks `whole`'s normalisation and softmax.
+        batch_size: None: any number of images.
 
     Raises:
         ValueError: it has an operation that ONNX does not.
@@ -25,7 +33,7 @@ def convert(whole, batch_size):
     shape = (batch_size, *whole.inputs[0].shape[1:])
     with warnings.catch_warnings(action="ignore"):  # they speak of their own code
         try:
-            proto = exporters[keras.backend.backend()](whole, shape)
+            proto = exporters[keras.backend.backend()](whole, model, shape)
             onnx.checker.check_model(proto)
         except (onnx.checker.ValidationError, NotImplementedError) as error:
             raise ValueError(
@@ -34,21 +42,41 @@ def convert(whole, batch_size):
     return proto
 
 
-def _by_tensorflow(whole, shape):
-    # Not whole.export(format="onnx"): it has no way to tell tf2onnx of erfc, which GELU needs.
+def _by_tensorflow(whole, model, shape):
+    # Not whole.export(format="onnx"): it has no way to tell tf2onnx of erfc, which GELU needs, and
+    # tf2onnx takes 50 times the memory of the weights that it sees. So it sees inputs in their
+    # place.
     import tensorflow as tf
     import tf2onnx
 
-    spec = tf.TensorSpec(shape, whole.inputs[0].dtype, name=whole.inputs[0].name)
-    function = tf.function(lambda x: {whole.name: whole(x, training=False)}, [spec])
+    images, raw = whole.inputs[0], whole.inputs[0].name == common.RAW
+    folded = fold.Fold(model, pixels=raw)
+    weights = [(v, value.astype(v.dtype)) for v, value in folded.constants()]
+
+    def call(x, *values):
+        if raw:
+            normalize = common.converter(model).normalize
+            x = tf.cast(x, "float32") if folded.takes_pixels else normalize(x)
+        state = [(variable, value) for (variable, _), value in zip(weights, values, strict=True)]
+        with frozen.freeze(folded.frozen), keras.StatelessScope(state_mapping=state):
+            return {whole.name: common.finish(model(x, training=False), whole.name)}
+
+    specs = [tf.TensorSpec(shape, images.dtype, name=images.name)]
+    for i, (variable, _) in enumerate(weights):
+        specs.append(tf.TensorSpec(variable.shape, variable.dtype, name=f"weight_{i}"))
     log = logging.getLogger("tf2onnx")
     level, log.level = log.level, logging.CRITICAL
     try:
-        return tf2onnx.convert.from_function(
-            function, [spec], opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])}
-        )[0]
+        proto, _ = tf2onnx.convert.from_function(
+            tf.function(call, specs, autograph=False),
+            specs,
+            opset=OPSET,
+            custom_op_handlers={"Erfc": (_erfc, [])},
+        )
     finally:
         log.level = level
+    onnx_weights.insert(proto, [(variable.path, value) for variable, value in weights])
+    return proto
 
 
 def _erfc(graph, node, name, args):
@@ -60,7 +88,7 @@ def _erfc(graph, node, name, args):
     graph.make_node("Sub", [one, erf], name=node.name, **outputs)
 
 
-def _by_torch(whole, shape):
+def _by_torch(whole, model, shape):
     # Not whole.export(format="onnx"): with any batch size it takes torch's old exporter, which
     # fails at a convolution.
     import torch
@@ -75,14 +103,17 @@ def _by_torch(whole, shape):
 
     dynamic = ({0: "batch"},) if shape[0] is None else None
     x = ops.zeros((shape[0] or 2, *shape[1:]), whole.inputs[0].dtype)
-    found = torch.onnx.export(
-        Module().eval(), (x,), dynamo=True, dynamic_shapes=dynamic, verbose=False
-    )
+    try:
+        found = torch.onnx.export(
+            Module().eval(), (x,), dynamo=True, dynamic_shapes=dynamic, verbose=False
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise NotImplementedError(error.__cause__ or error) from error
     found.optimize()
     return found.model_proto
 
 
-def _by_keras(whole, shape):
+def _by_keras(whole, model, shape):
     import onnx
 
     spec = keras.InputSpec(shape=shape, dtype=whole.inputs[0].dtype)
