@@ -39,7 +39,7 @@ def _datasets():
         from sklearn import datasets
     except ImportError:
         raise ImportError(
-            'The demo takes its pictures from scikit-learn: pip install "scikit-learn>=1.5"'
+            'The demo takes its pictures from scikit-learn: pip install "scikit-learn>=1.9"'
         ) from None
     return datasets
 

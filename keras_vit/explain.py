@@ -181,7 +181,7 @@ def matplotlib_figure():
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError('Drawing needs matplotlib: pip install "matplotlib>=3.9"') from None
+        raise ImportError('Drawing needs matplotlib: pip install "matplotlib>=3.11"') from None
     return Figure
 
 
