@@ -33,14 +33,15 @@ ROW = "| {:52} | {:>8} | {:>9} | {:>9} |"
 
 
 def cases(pattern):
-    """One checkpoint name for each distinct model: architecture, image size, number of classes."""
+    """One checkpoint name for each distinct model: architecture, image size, number of classes;
+    small ones first."""
     from keras_vit import presets
 
     seen = {}
     for name, row in presets.checkpoints().items():
         if "path" not in row and fnmatch.fnmatch(name, pattern):
             seen.setdefault((row["family"], row["arch"], row["size"], row["classes"]), (name, row))
-    return list(seen.values())
+    return sorted(seen.values(), key=lambda case: case[1]["params"])
 
 
 def compare(name, classes):
@@ -100,15 +101,15 @@ def main():
     if options.one:
         compare(options.one[0], int(options.one[1]))
         return
-    lines = [ROW.format("checkpoint", "params", "features", "logits"), "|---|--:|--:|--:|"]
-    print("\n".join(lines))
-    known = {}
+    head = [ROW.format("checkpoint", "params", "features", "logits"), "|---|--:|--:|--:|"]
+    print("\n".join(head))
+    rows = {}
     if options.markdown and options.markdown.exists():  # go on where the last run ended
-        rows = [line for line in options.markdown.read_text().splitlines() if line[:2] == "| "]
-        known = {row.split()[1]: row for row in rows if "| too large |" not in row}
-    for name, row in cases(options.pattern):
-        if name in known:
-            lines.append(known[name])
+        lines = options.markdown.read_text().splitlines()
+        rows = {line.split()[1]: line for line in lines if line.startswith("| ")}
+    chosen = cases(options.pattern)
+    for name, row in chosen:
+        if name in rows:
             continue
         if row["params"] * 4 * 4 > options.memory * 2**30:  # timm's, the file's, ours, activations
             results = {"features": "too large", "logits": ""}
@@ -120,11 +121,12 @@ def main():
                 sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
             results = {k: f"{v:.1e}" for k, v in json.loads(found[0][7:]).items()}
         size = f"{row['params'] / 1e6:.1f} M"
-        lines.append(ROW.format(name, size, results["features"], results["logits"]))
-        print(lines[-1], flush=True)
+        rows[name] = ROW.format(name, size, results["features"], results["logits"])
+        print(rows[name], flush=True)
         if options.markdown:
             title = TITLE.format(memory=options.memory)
-            options.markdown.write_text("\n".join([title, *lines, ""]))
+            body = [rows[name] for name, _ in cases("*") if name in rows]
+            options.markdown.write_text("\n".join([title, *head, *body, ""]))
 
 
 if __name__ == "__main__":
