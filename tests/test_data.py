@@ -149,6 +149,43 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path):
         )
 
 
+class KilledAmid(keras.callbacks.Callback):
+    """Dies after a batch of the second epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.epoch == 1 and batch == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_run_killed_amid_an_epoch_ends_with_the_weights_of_an_unbroken_one(tmp_path):
+    options = {"drop_path_rate": 0.2, "drop_rate": 0.1}
+    fit = {"epochs": 3, "batch_size": 8, "verbose": 0, "seed": 3}
+    unbroken = classifier(**options)
+    unbroken.fit(IMAGES, CLASSES, **fit)
+    broken = classifier(**options)
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(IMAGES, CLASSES, callbacks=[backup, KilledAmid()], **fit)
+    resumed = classifier(seed=7, **options)  # another process
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    history = resumed.fit(IMAGES, CLASSES, callbacks=backup, **fit)
+    assert history.epoch == [1, 2]  # the whole of the broken epoch again
+    for one, other in zip(unbroken.trainable_variables, resumed.trainable_variables, strict=True):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other)
+        )
+
+
+def test_fit_shows_its_progress(capsys):
+    classifier().fit(IMAGES, CLASSES, batch_size=8, epochs=2, verbose=1)
+    shown = capsys.readouterr().out
+    assert "Epoch 1/2" in shown and "Epoch 2/2" in shown
+    assert "3/3" in shown and "loss: " in shown  # 20 images are three batches of 8
+
+
 @pytest.mark.parametrize(
     ("x", "y", "batch_size", "message"),
     [

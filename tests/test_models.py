@@ -24,9 +24,12 @@ BACKBONES = [  # class, arguments, tokens
         4 * 6 + 1,
     ),
 ]
+VIT = {**TINY, **RANDOM}
 TASKS = [
-    (keras_vit.ViT, keras_vit.ViTBackbone, {}),
-    (keras_vit.DeiT, keras_vit.DeiTBackbone, {"distillation_token": True}),
+    (keras_vit.ViT, keras_vit.ViTBackbone, VIT),
+    (keras_vit.DeiT, keras_vit.DeiTBackbone, {**VIT, "distillation_token": True}),
+    (keras_vit.HybridViT, *BACKBONES[-1][:2]),
+    (keras_vit.MLPMixer, *BACKBONES[-2][:2]),
 ]
 
 
@@ -236,13 +239,14 @@ def test_kerashubs_backbone_test(cls, options, tokens):
 @pytest.mark.filterwarnings("ignore:The `check_types` argument is deprecated")
 @pytest.mark.parametrize(("cls", "backbone", "options"), TASKS)
 def test_kerashubs_task_test(cls, backbone, options):
+    size = options["image_size"]
     arguments = {
-        "backbone": backbone(**TINY, **RANDOM, **options),
+        "backbone": backbone(**options),
         "num_classes": 3,
-        "preprocessor": ImagePreprocessor(ImageConverter((8, 12))),
+        "preprocessor": ImagePreprocessor(ImageConverter(size)),
         "drop_rate": 0.1,
     }
-    images = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3)).astype("float32")
+    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3)).astype("float32")
     case = test_case.TestCase()
     data = (images, np.array([0, 2]))
     case.run_task_test(
