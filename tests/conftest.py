@@ -33,3 +33,23 @@ def photographs(shared):
     folder = shared / "images/imagenet"
     labels = json.loads((folder / "labels.json").read_text())
     return [folder / name for name in labels], list(labels.values())
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """The module. A torchvision without compiled operators stops its import unless two exist."""
+    torch = pytest.importorskip("torch")
+    operators = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        try:
+            operators.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        except RuntimeError:  # it is there
+            pass
+    yield pytest.importorskip("timm")
+    del operators  # what it declares lives as long as it does
+
+
+@pytest.fixture(scope="session")
+def transformers(timm):
+    """The module, after timm: it imports torchvision, too, where that is installed."""
+    return pytest.importorskip("transformers")

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import keras_vit
+from keras_vit.images import ImageConverter, ImagePreprocessor
 
 # The structure of test_vit4 belongs to no checkpoint, so timm has no name to give it.
 TIMM = [n for n in goldens.CONFIGS if n.startswith(("vit-", "deit-")) and n != "vit-test4"]
@@ -47,6 +48,63 @@ def test_transformers_to_keras_to_transformers_is_bit_exact(name, tmp_path):
     np.testing.assert_array_equal(run(again, x), run(model, x))
 
 
+def theirs(model, x):
+    """What a torch model makes of `x`, `(B, H, W, C)`."""
+    import torch
+
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1))))
+
+
+@pytest.mark.parametrize("name", ["vit-plain", "vit-dinov2_reg4", "vit-siglip", "deit-distilled"])
+def test_timm_loads_what_is_saved(name, timm, tmp_path):
+    model = keras_vit.from_preset(goldens.repository(name, tmp_path / "from"))
+    model.save_to_timm(tmp_path / "to")
+    again = timm.create_model(f"local-dir:{tmp_path / 'to'}", pretrained=True)
+    golden = goldens.arrays(name)
+    found = theirs(again, golden["x"]).numpy()
+    np.testing.assert_allclose(found, run(model, golden["x"]), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, golden["logits"], rtol=0, atol=1e-5)
+
+
+def hybrid():
+    backbone = keras_vit.HybridViTBackbone(
+        image_size=(32, 64), patch_size=1, embed_dim=16, depth=2, num_heads=2, stages=[2, 2, 2, 2]
+    )
+    return keras_vit.HybridViT(backbone, 5, ImagePreprocessor(ImageConverter((32, 64))))
+
+
+def mixer():
+    backbone = keras_vit.MLPMixerBackbone(
+        image_size=(32, 64), patch_size=16, embed_dim=384, depth=12, kind="resmlp"
+    )
+    preprocessor = ImagePreprocessor(ImageConverter((32, 64)))
+    return keras_vit.MLPMixer(backbone, 5, preprocessor=preprocessor)
+
+
+@pytest.mark.parametrize("make", [hybrid, mixer])
+def test_timm_loads_a_saved_model_of_random_weights(make, timm, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = make()  # of timm's stages, or width and depth: it lets no caller change these
+    model.save_to_timm(tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    x = np.random.default_rng(0).normal(size=(2, 32, 64, 3)).astype("float32")
+    found = theirs(again, x).numpy()
+    assert np.abs(found).max() > 0.01
+    np.testing.assert_allclose(found, run(model, x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["hf-vit", "hf-deit-teacher", "vit-plain", "deit-distilled"])
+def test_transformers_loads_what_is_saved(name, transformers, tmp_path):
+    model = keras_vit.from_preset(goldens.repository(name, tmp_path / "from"))
+    model.save_to_transformers(tmp_path / "to")
+    again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "to")
+    golden = goldens.arrays(name)
+    found = theirs(again, golden["x"]).logits.numpy()
+    np.testing.assert_allclose(found, run(model, golden["x"]), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, golden["logits"], rtol=0, atol=1e-5)
+
+
 def test_the_card_has_the_training_log_and_the_labels(tmp_path):
     directory = goldens.repository("vit-plain", tmp_path)
     model = keras_vit.from_preset(directory, num_classes=2)
@@ -66,3 +124,36 @@ def test_what_transformers_cannot_hold_is_named(tmp_path):
     with pytest.raises(ValueError, match="init_values.*reg_tokens|reg_tokens.*init_values"):
         model.save_to_transformers(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def with_dropout():
+    keras.utils.set_random_seed(0)
+    rates = {"drop_path_rate": 0.5, "drop_rate": 0.5, "attn_drop_rate": 0.5, "pos_drop_rate": 0.5}
+    backbone = keras_vit.ViTBackbone(
+        image_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, **rates
+    )
+    preprocessor = ImagePreprocessor(ImageConverter(16))
+    return keras_vit.ViT(backbone, 4, preprocessor, drop_rate=0.5)
+
+
+RAW = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), "uint8")
+
+
+def test_a_preset_of_a_model_with_dropout_predicts_the_same(tmp_path):
+    model = with_dropout()
+    model.save_to_preset(tmp_path / "preset")
+    again = keras_vit.from_preset(tmp_path / "preset")
+    wanted, found = model.predict(RAW, verbose=0), again.predict(RAW, verbose=0)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    assert again.backbone.options["drop_path_rate"] == 0.5 and again.drop_rate == 0.5
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="SavedModels are TensorFlow's")
+def test_a_savedmodel_of_a_model_with_dropout_predicts_the_same(tmp_path):
+    import tensorflow as tf
+
+    model = with_dropout()
+    folder = keras_vit.export.to_saved_model(model, tmp_path / "saved")
+    wanted = tf.nn.softmax(model.predict(RAW, verbose=0)).numpy()
+    found = tf.saved_model.load(str(folder)).signatures["serving_default"](images=RAW)
+    np.testing.assert_allclose(found["probabilities"].numpy(), wanted, rtol=0, atol=1e-5)
