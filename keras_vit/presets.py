@@ -10,6 +10,10 @@ _HERE = pathlib.Path(__file__).parent
 FOLDER = next(p for p in (_HERE / "presets", _HERE.parent / "presets") if p.is_dir())
 LAYOUTS = "transformers.toml"
 RESOLUTION = re.compile(r"_(\d{3,4})(?=$|_)")
+DATA = re.compile(  # what in a tag is the name of pictures
+    r"(?<![^_])(in\d+k|laion\d+[bm]|datacompxl|dfn(?:dr)?\d+b|metaclip2?_[a-z0-9]+|yfcc\d+m|webli"
+    r"|openai|lvd\d+m|bamboo|docci|ocrvqa|refcoco|sklearn)(?![^_])"
+)
 
 
 @functools.cache
@@ -27,6 +31,15 @@ def checkpoints():
         for family, table in families().items()
         for name, row in table["checkpoints"].items()
     }
+
+
+def trained_on(name):
+    """The training data that a checkpoint's tag names, in its order, or an empty text.
+
+    `"vit_tiny_patch16_224.augreg_in21k_ft_in1k"` gives `"in21k, in1k"`. Data that the tag does not
+    name are left out, such as a distilled model's teacher's.
+    """
+    return ", ".join(dict.fromkeys(DATA.findall(name.partition(".")[2])))
 
 
 @functools.cache

@@ -102,6 +102,8 @@ def test_list_has_every_preset(capsys):
         (["tiny"], 0, lambda v: "tiny" in v),
         (["--license", "MIT"], 4, lambda v: v == "mit"),
         (["--max-params", "6M"], 2, lambda v: v[-1] == "k" or float(v[:-1]) <= 6),
+        (["--data", "In21k"], 0, lambda v: "in21k" in v.partition(".")[2]),
+        (["--data", "in12k, in1k"], 0, lambda v: v.endswith(("in12k_ft_in1k", "in12k_in1k"))),
         (["--size", "384"], 1, lambda v: v == "384"),
         (["--top1", "86"], 3, lambda v: float(v) >= 86),
     ],
@@ -119,6 +121,19 @@ def test_list_sorts(key, sign, capsys):
     found = [presets.checkpoints()[row[0]] for row in rows(capsys.readouterr().out)[1:]]
     values = [sign * row.get(key, 0) for row in found]
     assert len(found) == len(presets.checkpoints()) and values == sorted(values)
+
+
+def test_list_sorts_by_data_with_the_unknown_last(capsys):
+    assert main(["list", "--sort", "data"]) == 0
+    found = [presets.trained_on(row[0]) for row in rows(capsys.readouterr().out)[1:]]
+    known = [data for data in found if data]
+    assert known == sorted(known) and not any(found[len(known) :])
+    assert len(known) < len(found) == len(presets.checkpoints())
+
+
+def test_show_says_the_training_data(capsys):
+    assert main(["show", "vit_tiny_patch16_224.augreg_in21k_ft_in1k"]) == 0
+    assert ["trained", "on", "in21k,", "in1k"] in rows(capsys.readouterr().out)
 
 
 def test_tables_fit_80_columns(capsys, monkeypatch):

@@ -176,10 +176,10 @@ def test_the_table_of_the_docs_has_every_preset(tables):
     info = keras_vit.preset_info("deit_tiny_patch16_224.fb_in1k")
     numbers = [info[key] for key in ("image_size", "params", "num_classes", "top1", "top5")]
     address = f"https://huggingface.co/{info['source']}"
-    expected = [info["name"], "DeiT", *numbers, "apache-2.0", ("timm", address)]
+    expected = [info["name"], "DeiT", *numbers, "in1k", "apache-2.0", ("timm", address)]
     assert rows[info["name"]] == expected
     html = tables.models_table(rows.values())
-    assert html.count("<tr>") == 1 + len(rows) and html.count("<td") == len(rows) * 9
+    assert html.count("<tr>") == 1 + len(rows) and html.count("<td") == len(rows) * 10
 
 
 def test_the_page_on_loading_names_every_type_of_transformers():

@@ -66,6 +66,43 @@ def test_an_architecture_is_a_preset_without_weights():
         keras_vit.from_preset("vit_tiny_patch16_160")
 
 
+@pytest.mark.parametrize(
+    "tag, data",
+    [
+        ("augreg_in21k_ft_in1k", "in21k, in1k"),
+        ("in22k_ft_in22k_in1k", "in22k, in1k"),
+        ("laion2b_ft_in12k_in1k", "laion2b, in12k, in1k"),
+        ("metaclip_2pt5b", "metaclip_2pt5b"),
+        ("apple_mclip2_dfndr2b", "dfndr2b"),
+        ("dfn2b_s39b", "dfn2b"),
+        ("tinyclip_yfcc15m", "yfcc15m"),
+        ("pali2_3b_docci", "docci"),
+        ("v2_webli", "webli"),
+        ("lvd142m", "lvd142m"),
+        ("openai", "openai"),
+        ("datacompxl", "datacompxl"),
+        ("mae", ""),
+        ("c_radio", ""),
+    ],
+)
+def test_the_tag_says_the_training_data(tag, data):
+    names = [name for name in ROWS if name.endswith(f".{tag}")]
+    assert names and {presets.trained_on(name) for name in names} == {data}
+    assert presets.trained_on("vit_webli_in1k") == ""  # a name without a tag
+
+
+# Tags that name no pictures: a recipe's, a method's or a teacher's name.
+SILENT = {
+    "apple_pt", "apple_pt_dist", "c_radio", "dino", "fb_dino", "indomain_pt", "mae", "ogvl_2pt5",
+    "ogvl_dist", "pali2_10b_pt", "pali2_3b_pt", "pali_mix", "pali_pt", "pt",
+}  # fmt: skip
+
+
+def test_every_other_tag_names_its_training_data():
+    silent = {name.partition(".")[2] for name in ROWS if not presets.trained_on(name)}
+    assert silent == SILENT
+
+
 def test_names_are_unique():
     tables = presets.families().values()
     assert sum(len(table["checkpoints"]) for table in tables) == len(ROWS)

@@ -7,7 +7,7 @@
   const rows = Array.from(body.rows);
   const count = document.getElementById("models-count");
 
-  // Every word must occur: in any column, or by comparison, as in `params<30M` or `top1>85`.
+  // Every word must occur: in any column, or by comparison, as in `params<30M`, `top1>85` or `data=in21k`.
   const columns = Array.from(table.tHead.rows[0].cells, (cell) => cell.dataset.key);
   const short = { params: "parameters", size: "pixels", top1: "top-1", top5: "top-5", license: "licence" };
   const scale = { k: 1e3, m: 1e6, b: 1e9 };
@@ -18,9 +18,10 @@
   };
 
   function matches(row, word) {
-    const found = word.match(/^([\w-]+)(<=|>=|<|>|=)([\d.]+)([kmb]?)$/);
+    const found = word.match(/^([\w-]+)(<=|>=|<|>|=)(?:([\d.]+)([kmb]?)|(.+))$/);
     const column = found ? columns.indexOf(short[found[1]] || found[1]) : -1;
     if (column < 0) return row.textContent.toLowerCase().includes(word);
+    if (found[5]) return found[2] === "=" && row.cells[column].textContent.toLowerCase().includes(found[5]);
     const left = value(row, column);
     const right = Number(found[3]) * (scale[found[4]] || 1);
     if (typeof left !== "number") return false;

@@ -83,8 +83,9 @@ def _tables(command):
     add(
         "pattern", metavar="PATTERN", nargs="?", default="*", help="part of a name, or 'vit_*_224*'"
     )
-    add("--sort", choices=("name", "top1", "params", "size"), default="name")
+    add("--sort", choices=("name", "top1", "params", "size", "data"), default="name")
     add("--license", metavar="TEXT", help="only licences that contain this: apache, mit ...")
+    add("--data", metavar="TEXT", help="only this training data, by the name: in21k, laion, webli")
     add("--max-params", metavar="N", type=count, help="only smaller ones: 30M, 500k")
     add("--size", metavar="PIXELS", type=int, help="only this resolution")
     add("--top1", metavar="PERCENT", type=float, help="only this accurate or more on ImageNet-1k")

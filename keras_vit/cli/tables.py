@@ -55,6 +55,7 @@ def matching(args):
         for name, row in presets.checkpoints().items()
         if fnmatch.fnmatch(name, pattern)
         and (args.license or "").lower() in row.get("license", "unknown").lower()
+        and (args.data or "").lower() in presets.trained_on(name)
         and row["params"] <= (args.max_params or float("inf"))
         and row["size"] == (args.size or row["size"])
         and row.get("top1", 0) >= (args.top1 or 0)
@@ -64,6 +65,7 @@ def matching(args):
         "top1": lambda item: -item[1].get("top1", 0),
         "params": lambda item: item[1]["params"],
         "size": lambda item: item[1]["size"],
+        "data": lambda item: (not presets.trained_on(item[0]), presets.trained_on(item[0])),
     }
     return sorted(found, key=keys[args.sort])
 
@@ -118,6 +120,7 @@ def facts(name):
     yield "name", name
     yield "weights", "in this package" if "path" in row else place
     yield "licence", row.get("license")
+    yield "trained on", presets.trained_on(name) or None
     yield "parameters", f"{row['params']:,}"
     yield (
         "ImageNet-1k",

@@ -38,6 +38,7 @@ COLUMNS = (
     "classes",
     "top-1",
     "top-5",
+    "data",
     "licence",
     "source",
 )
@@ -94,7 +95,8 @@ def model_rows():
             place = (repository.partition("/")[0], f"https://huggingface.co/{repository}")
         kind = presets.families()[row["family"]]["class"]
         numbers = [row["size"], row["params"], row["classes"], row.get("top1"), row.get("top5")]
-        yield [name, kind, *numbers, row.get("license", "unknown"), place]
+        data = presets.trained_on(name) or None
+        yield [name, kind, *numbers, data, row.get("license", "unknown"), place]
 
 
 def models_table(rows):
