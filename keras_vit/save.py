@@ -177,18 +177,20 @@ def card(model, layout):
     """A model card: what the model is, where it comes from, how it was trained."""
     height, width = model.image_size
     source = getattr(model, "source", None)
+    head, began = origin(model)
     lines = [
         "---",
         f"library_name: {layout}",
         "pipeline_tag: image-classification",
         "tags: [keras_vit]",
+        *head,
         "---",
         "",
     ]
     lines += [f"# {type(model).__name__}, {model.count_params():,} parameters", ""]
     lines += [f"Image size {height} x {width}, {model.num_classes} classes, written by keras_vit."]
     if source:
-        lines += ["", f"It began as {source}."]
+        lines += ["", f"It began as {source}.{began}"]
     history = getattr(model, "history", None)
     if history is not None and history.history:
         names = list(history.history)
@@ -202,6 +204,29 @@ def card(model, layout):
         shown = ", ".join(model.labels[:20]) + (", ..." if len(model.labels) > 20 else "")
         lines += ["", "## Classes", "", shown]
     return "\n".join(lines) + "\n"
+
+
+def origin(model):
+    """What the preset that a model began as adds to its card: lines of the YAML head, and a
+    sentence.
+
+    Nothing for a model without one, or whose weights came from elsewhere than the preset's place.
+    """
+    name = getattr(model, "preset", None)
+    row = presets.checkpoints().get(name)
+    if row is None:
+        return [], ""
+    repository = row.get("hub", f"timm/{name}")
+    if row.get("path", repository) not in (getattr(model, "source", None) or ""):
+        return [], ""
+    license = row["license"]
+    head = [f"license: {license}"]
+    if license == "nvidia-open-model-license":  # none of the Hub's names of licences
+        head = ["license: other", f"license_name: {license}"]
+    if "path" not in row:
+        head.append(f"base_model: {repository}")
+    top1 = f"; its top-1 on ImageNet-1k is {row['top1']:.2f} %" if "top1" in row else ""
+    return head, f" This is the preset {name}, of the licence {license}{top1}."
 
 
 LAYOUTS = {"timm": timm, "transformers": transformers}

@@ -119,6 +119,56 @@ def test_the_card_has_the_training_log_and_the_labels(tmp_path):
     assert config["label_names"] == ["cat", "dog"] and config["num_classes"] == 2
 
 
+@pytest.mark.parametrize(
+    "preset, head, said",
+    [
+        (
+            "deit_tiny_patch16_224.fb_in1k",
+            ["license: apache-2.0", "base_model: timm/deit_tiny_patch16_224.fb_in1k"],
+            "is 72.19 %.",
+        ),
+        (
+            "vit_huge_patch16_radio_v3.c_radio",
+            [
+                "license: other",
+                "license_name: nvidia-open-model-license",
+                "base_model: timm/vit_huge_patch16_radio_v3.c_radio",
+            ],
+            "of the licence nvidia-open-model-license.",
+        ),
+    ],
+)
+def test_the_card_names_the_preset_and_its_licence(preset, head, said, tmp_path):
+    model = keras_vit.from_preset(goldens.repository("vit-plain", tmp_path))
+    model.preset, model.source = preset, f"hf://timm/{preset}"
+    model.save_to_timm(tmp_path / "out")
+    lines = (tmp_path / "out/README.md").read_text().splitlines()
+    assert lines[4 : lines.index("---", 1)] == head
+    (text,) = [line for line in lines if line.startswith("It began as")]
+    assert f"the preset {preset}," in text and text.endswith(said)
+
+
+def test_the_card_of_the_packages_own_preset_has_no_base_model(tmp_path):
+    name = "vit_digits_patch4_32.sklearn"
+    keras_vit.from_preset(name).save_to_timm(tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "license: apache-2.0" in card and f"the preset {name}," in card
+    assert "base_model" not in card and "top-1" not in card
+
+
+@pytest.mark.parametrize("load_weights", [True, False])
+def test_the_card_of_other_weights_claims_no_licence(load_weights, tmp_path):
+    name = (
+        goldens.repository("vit-plain", tmp_path)
+        if load_weights
+        else "vit_digits_patch4_32.sklearn"
+    )
+    model = keras_vit.from_preset(name, load_weights=load_weights)
+    model.save_to_timm(tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "licen" not in card and "base_model" not in card
+
+
 def test_what_transformers_cannot_hold_is_named(tmp_path):
     model = keras_vit.from_preset(goldens.repository("vit-dinov2_reg4", tmp_path))
     with pytest.raises(ValueError, match="init_values.*reg_tokens|reg_tokens.*init_values"):
