@@ -284,5 +284,5 @@ class MLPMixer(ImageClassifier):
 
     backbone_cls = MLPMixerBackbone
 
-    def __init__(self, backbone, num_classes, pooling="avg", **kwargs):
-        super().__init__(backbone, num_classes, pooling=pooling, **kwargs)
+    def __init__(self, backbone, num_classes, preprocessor=None, pooling="avg", **kwargs):
+        super().__init__(backbone, num_classes, preprocessor, pooling, **kwargs)
