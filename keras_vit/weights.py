@@ -278,7 +278,12 @@ def _report(where, missing, unused, misshaped):
 
 
 def export(model, rename):
-    """A model's variables under timm's keys and axis order, as a dict of `Tensor`."""
+    """A model's variables under timm's keys and axis order, as a dict of `Tensor`.
+
+    Raises:
+        ValueError: the model is quantized.
+    """
+    check_float(model, "Another layout or architecture")
     found = {}
     for variable in variables(model):
         shape = to_torch(np.empty(variable.shape, "b"), variable.path).shape
@@ -289,6 +294,17 @@ def export(model, rename):
 
         found[key_of(variable.path, rename)] = Tensor(shape, read)
     return found
+
+
+def check_float(model, what):
+    """Raises where dense layers are quantized; `what` needs the weights themselves."""
+    layers = (layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dense))
+    modes = {layer.quantization_mode for layer in layers} - {None}
+    if modes:
+        raise ValueError(
+            f"{what} needs float weights. Received: a model of quantize({min(modes)!r}). "
+            "Do it with the float model, and quantize afterwards."
+        )
 
 
 def parts(tensor, keys):

@@ -217,7 +217,7 @@ def test_overlay_without_head_and_in_half_precision(dtype):
 
 def test_without_matplotlib_the_command_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # an import of it now fails
-    with pytest.raises(ImportError, match='pip install "matplotlib>=3.9"'):
+    with pytest.raises(ImportError, match='pip install "matplotlib>=3.11"'):
         explain.overlay(classifier(), pictures())
 
 

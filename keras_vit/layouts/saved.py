@@ -25,6 +25,10 @@ def load(repository, dtype, load_weights):
             f"{repository} is not a complete Keras preset: it has no task.json. "
             "Save the classifier, not its backbone, with save_to_preset."
         )
+    saved = repository.json(CONFIG).get("config", {}).get("dtype") or {}
+    name = (saved.get("config") or {}).get("name") or ""
+    if dtype is None and name.startswith("mixed_"):  # a name that KerasHub takes for no dtype
+        dtype = name
     options = {} if dtype is None else {"dtype": dtype}
     try:
         model = keras_hub.models.ImageClassifier.from_preset(

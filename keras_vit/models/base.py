@@ -1,12 +1,14 @@
 """What every backbone is: a graph of plain numbers."""
 
+import keras
 import keras_hub
 
 from keras_vit.layers.base import arguments
 from keras_vit.layers.patches import pair
+from keras_vit.models.quantization import Quantizable, quantized_layers
 
 
-class Backbone(keras_hub.models.Backbone):
+class Backbone(Quantizable, keras_hub.models.Backbone):
     """Base of the backbones.
 
     A family writes `graph`, a function of plain numbers that returns inputs and outputs; what it
@@ -43,7 +45,11 @@ class Backbone(keras_hub.models.Backbone):
         self.options = options
 
     def get_config(self):
-        return {**super().get_config(), **self.options}
+        # KerasHub's own record, a DTypePolicyMap, forgets the dtypes of the other layers, and what
+        # is loaded with one cannot be saved again.
+        dtype = keras.dtype_policies.serialize(self.dtype_policy)
+        config = {**super().get_config(), "dtype": dtype, **quantized_layers(self)}
+        return {**config, **self.options}
 
     def option(self, name):
         """The value of a hyper-parameter, its default where none was given."""

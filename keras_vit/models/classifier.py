@@ -11,11 +11,12 @@ from keras_vit.images import ImagePreprocessor, imagenet_labels, top_labels
 from keras_vit.layers.attention import AttentionPool
 from keras_vit.layers.base import arguments, initial
 from keras_vit.layers.norm import normalization
+from keras_vit.models.quantization import Quantizable, quantized_layers
 
 POOLINGS = ("token", "avg", "token_avg", "map")
 
 
-class ImageClassifier(keras_hub.models.ImageClassifier):
+class ImageClassifier(Quantizable, keras_hub.models.ImageClassifier):
     """Base of the classifiers: preprocessed floats `(B, H, W, C)` -> float32 logits `(B,
     num_classes)`.
 
@@ -145,7 +146,9 @@ class ImageClassifier(keras_hub.models.ImageClassifier):
         own = {
             name: getattr(self, name) for name in own if name not in ("backbone", "preprocessor")
         }
-        return {**super(keras_hub.models.ImageClassifier, self).get_config(), **own}
+        config = super(keras_hub.models.ImageClassifier, self).get_config()
+        of_backbone = self.backbone._flatten_layers()  # whose config has them
+        return {**config, **own, **quantized_layers(self, besides=of_backbone)}
 
     @property
     def image_size(self):
