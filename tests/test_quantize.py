@@ -97,6 +97,9 @@ def test_what_needs_float_weights_says_so(change, tmp_path):
     model.quantize("int8")
     with pytest.raises(ValueError, match="needs float weights"):
         model.save_to_timm(tmp_path / "timm")
+    if keras.backend.backend() == "tensorflow":
+        with pytest.raises(ValueError, match="TFLite needs float weights"):
+            keras_vit.export.to_tflite(model, tmp_path / "m.tflite")
     model.save_to_preset(tmp_path / "preset")
     with pytest.raises(ValueError, match="needs float weights"):
         keras_vit.from_preset(tmp_path / "preset", **change)

@@ -9,6 +9,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_vit import weights
 from keras_vit.export import common, compact, fold, metadata, variants
 from keras_vit.export import quantize as quantization
 from keras_vit.layers import frozen
@@ -107,6 +108,7 @@ def _check_options(quantize, preprocessing, input, batch_size, calibration, gpu)
 
 
 def _check_model(model):
+    weights.check_float(model, "TFLite")
     if None in model.inputs[0].shape[1:]:
         raise ValueError(
             "A TFLite file has static shapes: the model needs a fixed image size. Give "
@@ -146,13 +148,13 @@ def _convert(model, quantize, preprocessing, dtype, batch_size):
     name = common.output_name(model, preprocessing)
     folded = fold.Fold(model, pixels=preprocessing)
     # As constants of the graph: what depends on weights alone is computed now, not at run time.
-    weights = [(variable, tf.constant(value)) for variable, value in folded.constants()]
+    constants = [(variable, tf.constant(value)) for variable, value in folded.constants()]
 
     def call(x):
         if preprocessing:
             normalize = common.converter(model).normalize
             x = tf.cast(x, "float32") if folded.takes_pixels else normalize(x)
-        with frozen.freeze(folded.frozen), keras.StatelessScope(state_mapping=weights):
+        with frozen.freeze(folded.frozen), keras.StatelessScope(state_mapping=constants):
             return {name: common.finish(model(x, training=False), name)}
 
     argument = common.RAW if preprocessing else common.PREPARED
