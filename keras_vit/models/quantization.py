@@ -44,6 +44,7 @@ def quantized_layers(model, besides=()):
         for layer in model._flatten_layers()
         if isinstance(layer, keras.layers.Dense)
         and layer.quantization_mode
+        and layer.quantization_config is not None  # else its dtype policy tells all
         and id(layer) not in besides
     }
     return {"quantized": quantized} if quantized else {}
