@@ -4,13 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from keras_vit.layers.resample import resize_matrix
+from keras_vit.layers.resample import RESAMPLE, resize_matrix
 from keras_vit.weights import WeightsError
-
-RESAMPLE = {  # the column `resample` of presets/: arguments of `resize_matrix`
-    "bicubic": {"interpolation": "bicubic"},
-    "bilinear": {"interpolation": "bilinear", "antialias": False},  # as FlexiViTs were trained
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +49,8 @@ class Resize:
 def resize_positions(table, old_grid, new_grid, prefix=0, resample="bicubic"):
     """A position table for another grid: `(1, prefix + h*w, D) -> (1, prefix + h'*w', D)`.
 
-    As timm's `resample_abs_pos_embed`: "bicubic" is antialiased, "bilinear" is not; the prefix rows
-    stay.
+    As timm's `resample_abs_pos_embed`: "bicubic" is antialiased, the others are not; the prefix
+    rows stay.
     """
     rows = old_grid[0] * old_grid[1]
     if table.shape[1] != prefix + rows:
@@ -83,7 +78,8 @@ def resize_kernel(kernel, new_size, resample="bicubic"):
     old_size = kernel.shape[:2]
     if tuple(new_size) == tuple(old_size):
         return kernel
-    matrix = np.kron(*matrices(old_size, new_size, resample))
+    # timm aligns the corners of tables only.
+    matrix = np.kron(*matrices(old_size, new_size, resample.removesuffix("_corners")))
     inverse = np.linalg.pinv(matrix.T)  # (h'*w', h*w)
     flat = kernel.astype("float64").reshape(old_size[0] * old_size[1], -1)
     return (inverse @ flat).reshape(*new_size, *kernel.shape[2:]).astype(kernel.dtype)

@@ -124,7 +124,7 @@ def transformers_kind(model):
     plain = {**type(model.backbone).defaults(), **{k: options[k] for k in table["options"]}}
     free = {*table["options"], "image_size", "patch_size", "in_channels", "mlp_ratio", "activation",
             "distillation_token", "drop_rate", "attn_drop_rate", "drop_path", "drop_path_rate",
-            "pos_drop_rate"}  # fmt: skip
+            "pos_drop_rate", "resample"}  # fmt: skip
     odd = sorted(k for k in plain if k not in free and options[k] != plain[k])
     odd += [k for k in ("fc_norm", "representation_size") if getattr(model, k)]
     odd += ["pooling"] * (model.pooling != "token") + ["stages"] * ("stages" in options)

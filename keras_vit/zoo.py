@@ -263,7 +263,8 @@ def resize(spec, trunk):
         )
     prefix = 0 if trunk.options.get("no_embed_class") else trunk.num_prefix_tokens
     patch = spec.backbone["patch_size"]
-    return Resize(grid(spec, type(trunk)), trunk.grid_size, prefix, patch, resample=spec.resample)
+    resample = trunk.options["resample"]
+    return Resize(grid(spec, type(trunk)), trunk.grid_size, prefix, patch, resample=resample)
 
 
 def without_prefix(tensors, prefixes):

@@ -88,16 +88,41 @@ def test_a_flexivit_of_any_size_resamples_as_timms_dynamic_img_size(tmp_path):
 
 @pytest.mark.parametrize(
     "name, resample",
-    [("flexivit_small.300ep_in1k", "bilinear"), ("deit_tiny_patch16_224.fb_in1k", "bicubic")],
+    [
+        ("deit_tiny_patch16_224.fb_in1k", "bicubic"),
+        ("flexivit_small.300ep_in1k", "bilinear"),
+        ("vit_base_patch16_radio_v3.c_radio", "bilinear_corners"),
+        ("vit_large_patch16_radio_v3.c_radio", "bilinear"),
+        ("vit_huge_patch16_radio_v3.c_radio", "bilinear_corners"),
+        ("vit_giant_patch16_radio_v3.c_radio", "bilinear"),
+        ("vit_so400m_patch16_radio_v4.c_radio", "bilinear"),
+        ("vit_huge_patch16_radio_v4.c_radio", "bilinear"),
+    ],
 )
-def test_a_rows_structure_says_how_it_is_resampled(name, resample):
-    assert layouts.from_row(name, None).resample == resample
+def test_a_rows_architecture_says_how_it_is_resampled(name, resample):
+    assert layouts.from_row(name, None).backbone.get("resample", "bicubic") == resample
+
+
+@pytest.mark.parametrize("name", ["vit-flexivit", "vit-radio_scaled"])
+def test_what_is_saved_remembers_how_it_is_resampled(name, tmp_path):
+    golden = goldens.arrays(name)
+    keras_vit.from_preset(goldens.repository(name, tmp_path)).save_to_preset(tmp_path / "keras")
+    model = keras_vit.from_preset(tmp_path / "keras", image_size=(12, 8))
+    close(run(model, goldens.other_size(golden["x"])), golden["resized"])
+    keras_vit.from_preset(tmp_path / "keras").save_to_timm(tmp_path / "timm")
+    model = keras_vit.from_preset(tmp_path / "timm", image_size=(12, 8))
+    close(run(model, goldens.other_size(golden["x"])), golden["resized"])
+
+
+def test_an_unknown_way_to_resample_is_refused():
+    with pytest.raises(ValueError, match="resample must be one of bicubic, bilinear.*'nearest'"):
+        keras_vit.ViTBackbone(**TINY, resample="nearest")
 
 
 def test_every_structure_has_a_golden():
     used = {
         f"{family}-{row.get('structure', 'plain')}"
-        for family in ("vit", "deit", "mixer")
+        for family in ("vit", "deit", "hybrid", "mixer")
         for row in presets.families()[family]["architectures"].values()
     }
     assert used <= set(TIMM)

@@ -13,20 +13,34 @@ def functions():
     return goldens.arrays("functions")
 
 
-@pytest.mark.parametrize("size", [(5, 8), (2, 3), (6, 2)])
-def test_positions_are_resized_as_timm_does(functions, size):
+SIZES = [(5, 8), (2, 3), (6, 2), (1, 7)]
+
+
+def name(what, size, resample):
+    """The name of a golden array."""
+    how = "" if resample == "bicubic" else f"{resample}-"
+    return f"{what}-{how}{size[0]}x{size[1]}"
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear", "bilinear_corners"])
+def test_positions_are_resized_as_timm_does(functions, size, resample):
     table = functions["table"]
-    found = resize.resize_positions(table, (3, 4), size, prefix=2)
-    np.testing.assert_allclose(found, functions[f"table-{size[0]}x{size[1]}"], atol=1e-5)
+    found = resize.resize_positions(table, (3, 4), size, 2, resample)
+    np.testing.assert_allclose(found, functions[name("table", size, resample)], atol=1e-5)
     np.testing.assert_array_equal(found[:, :2], table[:, :2])
     assert found.dtype == "float32"
 
 
-@pytest.mark.parametrize("size", [(5, 8), (2, 3), (6, 2)])
-def test_patch_kernels_are_resized_as_timm_does(functions, size):
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "resample, golden",
+    [("bicubic", "bicubic"), ("bilinear", "bilinear"), ("bilinear_corners", "bilinear")],
+)
+def test_patch_kernels_are_resized_as_timm_does(functions, size, resample, golden):
     kernel = weights.to_keras(functions["kernel"], "proj/kernel")
-    found = weights.to_torch(resize.resize_kernel(kernel, size), "proj/kernel")
-    np.testing.assert_allclose(found, functions[f"kernel-{size[0]}x{size[1]}"], atol=1e-5)
+    found = weights.to_torch(resize.resize_kernel(kernel, size, resample), "proj/kernel")
+    np.testing.assert_allclose(found, functions[name("kernel", size, golden)], atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])

@@ -25,6 +25,15 @@ def _lanczos(d, xp):
 
 
 KERNELS = {"bicubic": _bicubic, "bilinear": _bilinear, "lanczos": _lanczos}
+RESAMPLE = {  # how a checkpoint's tables and kernels are resized: arguments of `resize_matrix`
+    "bicubic": {"interpolation": "bicubic"},
+    "bilinear": {"interpolation": "bilinear", "antialias": False},
+    "bilinear_corners": {
+        "interpolation": "bilinear",
+        "antialias": False,
+        "align_corners": True,
+    },
+}
 
 
 def resize_matrix(
@@ -36,6 +45,7 @@ def resize_matrix(
     xp=np,
     dtype="float64",
     antialias=True,
+    align_corners=False,
 ):
     """Weights `(length, old)` that resample `old` values to `new` and keep `length` of them from
     `start` on.
@@ -43,6 +53,8 @@ def resize_matrix(
     Rows that lie outside `0..new` are zero: a crop that is larger than the picture pads with zeros.
     Without `antialias` the kernel keeps its width where values become fewer; for "bilinear" that is
     torch's `interpolate(..., antialias=False)` (its bicubic kernel is then another one: a = -0.75).
+    With `align_corners` the first and the last value stay where they are, as torch's option of that
+    name; without it the edges of the outer values do.
     `old`, `new` and `start` may be scalar tensors of `xp` (numpy, keras.ops or TensorFlow's numpy).
     """
     if interpolation not in KERNELS:
@@ -52,7 +64,10 @@ def resize_matrix(
     def real(x):
         return x if isinstance(x, (int, float)) else xp.asarray(x, dtype=dtype)
 
-    step = real(old) / real(new)
+    if align_corners:
+        step = (old - 1) / max(new - 1, 1)
+    else:
+        step = real(old) / real(new)
     if not antialias:
         stretch = 1.0
     elif isinstance(step, float):
@@ -60,8 +75,9 @@ def resize_matrix(
     else:
         stretch = xp.maximum(step, xp.ones_like(step))
     rows = xp.asarray(xp.arange(new if length is None else length), dtype=dtype) + real(start)
-    taps = xp.asarray(xp.arange(old), dtype=dtype) + 0.5
-    distance = xp.abs(taps[None, :] - (rows[:, None] + 0.5) * step) / stretch
+    places = rows * step if align_corners else (rows + 0.5) * step - 0.5
+    taps = xp.asarray(xp.arange(old), dtype=dtype)
+    distance = xp.abs(taps[None, :] - places[:, None]) / stretch
     weights = KERNELS[interpolation](distance, xp)
     weights = weights / xp.sum(weights, axis=1, keepdims=True)
     inside = (rows[:, None] >= 0) & (rows[:, None] < real(new))

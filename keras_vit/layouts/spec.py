@@ -26,8 +26,7 @@ class Spec:
     """All that builds a model and finds its weights.
 
     `backbone`, `head` and `images` are arguments of the family's backbone, its classifier and of
-    `ImageConverter`; `prepare`, tensors -> tensors, does what `names` cannot say; `resample` is how
-    tables and kernels become those of another size, a key of `keras_vit.resize.RESAMPLE`.
+    `ImageConverter`; `prepare`, tensors -> tensors, does what `names` cannot say.
     """
 
     family: str
@@ -43,7 +42,6 @@ class Spec:
     num_classes: int = 0
     labels: list | None = None
     name: str = ""
-    resample: str = "bicubic"
 
     @property
     def rename(self):
@@ -61,7 +59,6 @@ def family_of(model):
 def spec_of(family, options, **fields):
     """A `Spec` with a family's options dealt out to backbone and head."""
     options = dict(options)
-    fields["resample"] = options.pop("resample", "bicubic")
     head = {k: v for k, v in options.items() if k in HEAD}
     backbone = {k: v for k, v in options.items() if k not in HEAD}
     cls = presets.families()[family]["class"]
@@ -72,7 +69,7 @@ def checked(family, options, names=None):
     """Options that a config gave, each of the right kind and of a size that a model may have."""
     cls = getattr(models, presets.families()[family]["class"])
     backbone = cls.backbone_cls
-    defaults = {**backbone.defaults(), "resample": "bicubic"}
+    defaults = backbone.defaults()
     for function in (models.classifier.ImageClassifier.__init__, cls.__init__):
         defaults |= arguments(function)
     return checks.options(options, defaults, names)

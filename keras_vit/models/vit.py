@@ -36,6 +36,9 @@ class ViTBackbone(Backbone):
         grid_size: (rows, columns) of the position table; by default those of the image.
         pos_drop_rate: dropout on the tokens.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+        resample: how `from_preset` makes the position table and the patch kernel fit another size:
+            `"bicubic"`, antialiased; `"bilinear"`, not antialiased (FlexiViT, C-RADIO);
+            `"bilinear_corners"`, with aligned corners (C-RADIOv3-B and H). As timm does it.
         dtype: a Keras dtype policy.
         **block: the arguments of `TransformerBlock`: num_heads, mlp_ratio ...
 

@@ -83,8 +83,10 @@ def timm_architectures():
     return found
 
 
-# model_args that change more than sizes, as third-party repositories do.
+# model_args that change more than sizes, as third-party repositories do; and a hybrid whose ResNet
+# is its stem, small enough to be stored.
 OVERRIDES = {
+    "hybrid-plain": ("vit_tiny_r_s16_p8_224", {"patch_size": 1}),
     "args-avg": ("vit_base_patch16_224", {"global_pool": "avg"}),
     "args-token": ("eva_large_patch14_196", {"global_pool": "token"}),
     "args-many": (
@@ -105,14 +107,20 @@ OVERRIDES = {
 
 
 def make_timm(golden, architecture, changes):
-    model = perturb(timm.create_model(architecture, **VIT, **changes), golden)
+    model = perturb(timm.create_model(architecture, **{**VIT, **changes}), golden)
     x = picture(changes.get("in_chans", 3), *SIZE, golden)
     with torch.no_grad():
         weights = {key: value.clone() for key, value in model.state_dict().items()}
         outputs = compute(model, x)
         other = torch.cat([x, x[:, :, :4].flip(3)], 2)[..., :8]
-        if "flexi" in architecture:  # timm resamples these in a way of their own, when it loads
+        if "flexi" in architecture or "radio" in architecture:
+            # timm resamples these in a way of their own, when it loads.
             outputs["resized"] = loaded(architecture, weights, img_size=(12, 8))(other)
+        else:
+            model.set_input_size((12, 8))
+            outputs["resized"] = model(other)
+            model.set_input_size(SIZE)
+        if "flexi" in architecture:
             outputs["dynamic"] = loaded(architecture, weights, dynamic_img_size=True)(other)
             outputs["patch2"] = loaded(architecture, weights, patch_size=2)(x)
             large = x.repeat(1, 1, 2, 2)
@@ -120,10 +128,6 @@ def make_timm(golden, architecture, changes):
             outputs["patch8"] = loaded(architecture, weights, **resized)(large)
             resized = {"patch_size": 8, "img_size": (16, 16)}
             outputs["patch8-square"] = loaded(architecture, weights, **resized)(large[..., :16])
-        else:
-            model.set_input_size((12, 8))
-            outputs["resized"] = model(other)
-            model.set_input_size(SIZE)
     save(golden, weights, x, **outputs)
     with tempfile.TemporaryDirectory() as folder:
         save_config_for_hf(model, f"{folder}/config.json")
@@ -256,11 +260,16 @@ def make_functions():
     table = torch.randn(1, 2 + 3 * 4, 5, generator=random)
     kernel = torch.randn(5, 3, 4, 4, generator=random)
     arrays = {"table": table, "kernel": kernel}
-    for size in ((5, 8), (2, 3), (6, 2)):
+    for size in ((5, 8), (2, 3), (6, 2), (1, 7)):
         name = "x".join(map(str, size))
         options = {"new_size": size, "old_size": (3, 4), "num_prefix_tokens": 2}
         arrays[f"table-{name}"] = resample_abs_pos_embed(table, **options)
         arrays[f"kernel-{name}"] = resample_patch_embed(kernel, list(size))
+        plain = {"interpolation": "bilinear", "antialias": False}
+        arrays[f"table-bilinear-{name}"] = resample_abs_pos_embed(table, **options, **plain)
+        arrays[f"kernel-bilinear-{name}"] = resample_patch_embed(kernel, list(size), **plain)
+        plain["align_corners"] = True
+        arrays[f"table-bilinear_corners-{name}"] = resample_abs_pos_embed(table, **options, **plain)
     for channels in (1, 2, 4, 7):
         arrays[f"channels-{channels}"] = adapt_input_conv(channels, kernel)
     np.savez_compressed(HERE / "functions.npz", **{k: v.numpy() for k, v in arrays.items()})
