@@ -117,6 +117,19 @@ def test_graph_is_small_builtin_and_one_partition(quantize, tmp_path):
     }
 
 
+@pytest.mark.parametrize("quantize", [None, "int8_dynamic"])
+def test_weights_lie_as_the_schema_asks(quantize, tmp_path):
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    content = to_tflite(classifier(), tmp_path / "m.tflite", quantize=quantize).read_bytes()
+    start = np.frombuffer(content, "uint8").ctypes.data
+    file = schema.Model.GetRootAs(content, 0)
+    buffers = [file.Buffers(i) for i in range(file.BuffersLength())]
+    places = [b.DataAsNumpy().ctypes.data - start for b in buffers if b.DataLength()]
+    assert len(places) > 20
+    assert not any(place % 16 for place in places)
+
+
 def test_bare_model_batch_and_float_pixels(model, tmp_path):
     x = np.random.default_rng(2).normal(0, 1, (3, 32, 32, 3)).astype("float32")
     path = to_tflite(model, tmp_path / "bare.tflite", preprocessing=False, batch_size=3)

@@ -4,6 +4,7 @@ import flatbuffers
 import numpy as np
 
 IDENTIFIER = b"TFL3"
+ALIGNMENT = 16  # bytes, of a buffer's data; the schema asks for it, its Python code does not
 LARGEST_SHARED = 2**16  # bytes; larger vectors are weights, of which no two are equal
 
 
@@ -48,8 +49,13 @@ class _Sharing(flatbuffers.Builder):
 
     def CreateNumpyVector(self, x):
         if x.nbytes > LARGEST_SHARED:
-            return super().CreateNumpyVector(x)
-        return self._once((x.dtype.str, x.tobytes()), super().CreateNumpyVector, x)
+            return self._vector(x)
+        return self._once((x.dtype.str, x.tobytes()), self._vector, x)
+
+    def _vector(self, x):
+        if x.dtype == "uint8":
+            self.Prep(ALIGNMENT, x.nbytes)
+        return super().CreateNumpyVector(x)
 
     def CreateString(self, text, *options):
         return self._once(text, super().CreateString, text, *options)
