@@ -1,8 +1,8 @@
 """What a checkpoint's place says of it, in the words of its layout, as a `Spec` to build from.
 
 Rows of presets/ (rows.py), config.json of timm (timm.py), of transformers (transformers.py) and of
-KerasHub (kerashub.py), models that this package saved (saved.py), and files without a config.json:
-google-research's .npz and torchvision's safetensors (foreign.py).
+KerasHub (kerashub.py), models that this package saved (saved.py), and files without a config.json
+(foreign.py): google-research's .npz (flax.py) and torchvision's safetensors (torchvision.py).
 """
 
 from keras_vit.layouts.config import from_repository

@@ -5,7 +5,7 @@ image_converter.json the preprocessing; the weights are HDF5 files of Keras.
 """
 
 from keras_vit import checks
-from keras_vit.layouts.foreign import JOINED
+from keras_vit.layouts.flax import JOINED
 from keras_vit.layouts.kerashub_weights import Weights
 from keras_vit.layouts.spec import checked, spec_of
 
