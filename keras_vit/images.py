@@ -1,12 +1,9 @@
 """From pictures to a model's input: the pipeline of the checkpoint's own source, from its
 numbers."""
 
-import functools
-import importlib.resources
 import math
 import os
 import pathlib
-import types
 
 import keras
 import keras_hub
@@ -15,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from keras_vit.layers.base import register
 from keras_vit.layers.patches import pair
-from keras_vit.layers.resample import KERNELS, resize_matrix
+from keras_vit.layers.resample import KERNELS, numpy_for, resize_matrix
 
 CROP_MODES = ("center", "squash")
 
@@ -34,6 +31,12 @@ def load_image(path, channels=3):
         raise FileNotFoundError(f"There is no picture at {os.fspath(path)!r}.") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"{os.fspath(path)!r} is not a picture that PIL reads: {error}") from error
+
+
+def picture_files(folder):
+    """The files below a folder whose names end like a picture's, sorted."""
+    endings = Image.registered_extensions()
+    return sorted(p for p in pathlib.Path(folder).rglob("*") if p.suffix.lower() in endings)
 
 
 def to_array(image, channels=3):
@@ -159,7 +162,7 @@ class ImageConverter(keras_hub.layers.ImageConverter):
         """Pixels in 0..255 to the model's input, `(..., C) -> (..., C)` float32: (pixel / 255 -
         mean) / std."""
         scale, offset = self.scale_and_offset()
-        return _numpy_for(pixels).asarray(pixels, dtype="float32") * scale + offset
+        return numpy_for(pixels).asarray(pixels, dtype="float32") * scale + offset
 
     def scale_and_offset(self):
         """What `normalize` multiplies by and adds, per channel, float32 `(C,)` each."""
@@ -177,7 +180,7 @@ class ImageConverter(keras_hub.layers.ImageConverter):
             if not len(images):
                 raise ValueError("There is no image in the list. Received: an empty list")
             return np.stack([self.pixels(to_array(image, len(self.mean))) for image in images])
-        xp = _numpy_for(images)
+        xp = numpy_for(images)
         if xp is np and not isinstance(images, np.ndarray):
             images = keras.ops.convert_to_numpy(images)
         if len(images.shape) not in (3, 4):
@@ -263,63 +266,3 @@ class ImagePreprocessor(keras_hub.models.ImageClassifierPreprocessor):
 def _whole(x, xp):
     """Pixels as PIL keeps them between two passes: whole numbers of 0..255, halves rounded up."""
     return xp.clip(xp.floor(x + 0.5), 0.0, 255.0)
-
-
-def _numpy_for(x):
-    """numpy for values at hand; its twin inside a TensorFlow graph (tf.data, SavedModel)."""
-    in_graph = type(x).__module__.startswith("tensorflow") and not hasattr(x, "numpy")
-    return _tensorflow_numpy() if in_graph else np
-
-
-@functools.cache
-def _tensorflow_numpy():
-    """The functions of numpy that are used here, on TensorFlow's tensors, with any Keras
-    backend."""
-    import tensorflow as tf  # optional: only who is in a TensorFlow graph needs it
-
-    def swapaxes(x, a, b):
-        order = list(range(len(x.shape)))
-        order[a], order[b] = order[b], order[a]
-        return tf.transpose(x, order)
-
-    return types.SimpleNamespace(
-        abs=tf.abs,
-        arange=tf.range,
-        around=tf.round,
-        floor=tf.floor,
-        asarray=lambda x, dtype: tf.cast(x, dtype),
-        clip=tf.clip_by_value,
-        concatenate=tf.concat,
-        maximum=tf.maximum,
-        minimum=tf.minimum,
-        ones_like=tf.ones_like,
-        shape=tf.shape,
-        sin=tf.sin,
-        sum=tf.reduce_sum,
-        swapaxes=swapaxes,
-        tensordot=tf.tensordot,
-        where=tf.where,
-        zeros_like=tf.zeros_like,
-    )
-
-
-@functools.cache
-def imagenet_labels():
-    """The 1000 class names of ImageNet-1k, in the order of the logits."""
-    text = (importlib.resources.files("keras_vit") / "imagenet1k.txt").read_text("utf-8")
-    return text.splitlines()
-
-
-def top_labels(probabilities, labels=None, top=5):
-    """The `top` most probable classes of each row: `(B, K)` -> B lists of (name, probability)."""
-    order = np.argsort(-probabilities, axis=-1)[:, :top]
-    return [
-        [(labels[i] if labels else f"class {i}", float(row[i])) for i in best]
-        for row, best in zip(probabilities, order, strict=True)
-    ]
-
-
-def picture_files(folder):
-    """The files below a folder whose names end like a picture's, sorted."""
-    endings = Image.registered_extensions()
-    return sorted(p for p in pathlib.Path(folder).rglob("*") if p.suffix.lower() in endings)

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 from keras_vit import hub, presets, weights
+from keras_vit.keys import spellings
 from keras_vit.layouts import ACTIVATIONS, TIMM_ARGUMENTS, family_of
 from keras_vit.models.classifier import ImageClassifier
 
@@ -106,7 +107,7 @@ def transformers(model):
     prefix = table["prefix"][0] if model.num_classes else ""
     tensors = {}
     for key, tensor in weights.export(model, rename).items():
-        keys = weights.spellings(key, table["rename"])[0]
+        keys = spellings(key, table["rename"])[0]
         head = key.startswith("head")
         if key.startswith("head.") and teacher:
             keys = [k.replace("classifier", "cls_classifier", 1) for k in keys]

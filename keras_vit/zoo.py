@@ -9,6 +9,7 @@ import keras
 
 from keras_vit import checks, hub, layouts, models, presets, weights
 from keras_vit.images import ImageConverter, ImagePreprocessor
+from keras_vit.keys import spellings
 from keras_vit.layers.patches import pair
 from keras_vit.layouts import kerashub, saved
 from keras_vit.models.classifier import ImageClassifier
@@ -227,7 +228,7 @@ def build(spec, tensors, backbone, head, num_classes, dtype):
 def representation_width(spec, tensors):
     """The width of the checkpoint's pre-logits layer (transformers: the pooler), None where there
     is none."""
-    for (key,) in weights.spellings("pre_logits.weight", spec.names or {}):
+    for (key,) in spellings("pre_logits.weight", spec.names or {}):
         if tensors and key in tensors:
             return tensors[key].shape[0]
     return spec.head.get("representation_size") if tensors is None else None

@@ -12,7 +12,8 @@ import pytest
 
 from keras_vit import ViT, __version__, presets
 from keras_vit.export import flatbuffer, metadata
-from keras_vit.images import ImageConverter, ImagePreprocessor, imagenet_labels
+from keras_vit.images import ImageConverter, ImagePreprocessor
+from keras_vit.labels import imagenet_labels
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="files are made on the TensorFlow backend"

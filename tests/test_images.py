@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vit import images
+from keras_vit import images, labels
 from keras_vit.images import ImageConverter, ImagePreprocessor
 from keras_vit.layers.resample import resize_matrix
 
@@ -178,14 +178,14 @@ def test_files_that_are_no_pictures(tmp_path):
 
 
 def test_labels_of_imagenet():
-    labels = images.imagenet_labels()
-    assert len(set(labels)) == 1000
-    assert [labels[i] for i in (0, 281, 999)] == ["tench", "tabby", "toilet tissue"]
+    names = labels.imagenet_labels()
+    assert len(set(names)) == 1000
+    assert [names[i] for i in (0, 281, 999)] == ["tench", "tabby", "toilet tissue"]
 
 
 def test_top_labels_are_sorted():
     probabilities = np.array([[0.1, 0.6, 0.3]])
-    assert images.top_labels(probabilities, ["a", "b", "c"], 2) == [[("b", 0.6), ("c", 0.3)]]
+    assert labels.top_labels(probabilities, ["a", "b", "c"], 2) == [[("b", 0.6), ("c", 0.3)]]
 
 
 def test_photographs_equal_timm_pixel_by_pixel(deit_tiny, shared):

@@ -17,7 +17,18 @@ PACKAGE = pathlib.Path(keras_vit.__file__).parent
 # From the foundation up: a module imports from lower tiers, from its own without a circle.
 TIERS = [
     {"layers"},
-    {"checks", "data", "hub", "hub_errors", "images", "presets", "resize", "weights"},
+    {
+        "checks",
+        "data",
+        "hub",
+        "hub_errors",
+        "images",
+        "keys",
+        "labels",
+        "presets",
+        "resize",
+        "weights",
+    },
     {"models"},
     {"layouts", "save", "zoo"},
     {"explain", "export", "train"},

@@ -7,6 +7,7 @@ import pytest
 
 import keras_vit
 from keras_vit import presets, weights
+from keras_vit.keys import key_of, spellings, translate
 
 VIT = presets.families()["vit"]["rename"]
 HF = presets.transformers()["vit"]["rename"]
@@ -31,25 +32,25 @@ HF = presets.transformers()["vit"]["rename"]
     ],
 )
 def test_a_path_is_a_key_by_one_rule(path, key):
-    assert weights.key_of(path, VIT) == key
+    assert key_of(path, VIT) == key
 
 
 def test_an_index_is_kept_and_joins_query_key_and_value():
     wanted = [f"layers.7.attention.{part}_proj.bias" for part in "qkv"]
     old = [f"encoder.layer.7.attention.attention.{w}.bias" for w in ("query", "key", "value")]
-    assert weights.spellings("blocks.7.attn.qkv.bias", HF) == [old, wanted]
-    assert weights.spellings("blocks.7.attn.proj.bias", HF) == [
+    assert spellings("blocks.7.attn.qkv.bias", HF) == [old, wanted]
+    assert spellings("blocks.7.attn.proj.bias", HF) == [
         ["encoder.layer.7.attention.output.dense.bias"],
         ["layers.7.attention.o_proj.bias"],
     ]
-    assert weights.spellings("norm.weight", HF) == [["layernorm.weight"]]
-    assert weights.spellings("of.no.row", HF) == [["of.no.row"]]
+    assert spellings("norm.weight", HF) == [["layernorm.weight"]]
+    assert spellings("of.no.row", HF) == [["of.no.row"]]
 
 
 def test_more_specific_rows_win():
     rename = {"a": "b", "a.c": "d", "a.c.*.e": "f.*"}
     keys = ("a.x", "a.c.x", "a.c.3.e.x", "ab.x")
-    assert [weights.translate(key, rename) for key in keys] == ["b.x", "d.x", "f.3.x", "ab.x"]
+    assert [translate(key, rename) for key in keys] == ["b.x", "d.x", "f.3.x", "ab.x"]
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4, 2)])

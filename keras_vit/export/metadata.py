@@ -13,7 +13,7 @@ import zipfile
 import keras_vit
 from keras_vit import presets
 from keras_vit.export import common, flatbuffer, schema
-from keras_vit.images import imagenet_labels
+from keras_vit.labels import imagenet_labels
 
 BUFFER = "TFLITE_METADATA"
 LABELS, PRESET = "labels.txt", "preset.json"

@@ -1,24 +1,11 @@
 """From a picture to a sequence of tokens."""
 
-import types
-
 import keras
 from keras import ops
 
 from keras_vit.layers.base import Layer, initial, register
 from keras_vit.layers.norm import normalization
-from keras_vit.layers.resample import resize_matrix
-
-OPS = types.SimpleNamespace(  # what `resize_matrix` asks of numpy, on tensors of the backend
-    abs=ops.abs,
-    arange=ops.arange,
-    asarray=ops.cast,
-    maximum=ops.maximum,
-    ones_like=ops.ones_like,
-    sum=ops.sum,
-    where=ops.where,
-    zeros_like=ops.zeros_like,
-)
+from keras_vit.layers.resample import BACKEND, resize_matrix
 
 
 def pair(size):
@@ -205,7 +192,7 @@ class PatchEncoder(Layer):
         count = 0 if self.no_embed_class else self.num_prefix_tokens
         # A static grid makes constants of the matrices; a dynamic one has them in the graph.
         known = all(isinstance(size, int) for size in grid)
-        xp = {} if known else {"xp": OPS, "dtype": "float32"}
+        xp = {} if known else {"xp": BACKEND, "dtype": "float32"}
         down, across = (
             ops.convert_to_tensor(resize_matrix(old, new, **xp), "float32")
             for old, new in zip(self.table_size, grid, strict=True)

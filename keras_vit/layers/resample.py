@@ -6,7 +6,11 @@ value is a fixed weighted sum of inputs: a matrix `(new, old)`. Building that ma
 algorithm; applying it is a matmul, in any backend.
 """
 
+import functools
+import types
+
 import numpy as np
+from keras import ops
 
 
 def _bicubic(d, xp):  # Keys' kernel with a = -0.5: PIL's, and torch's when antialias=True
@@ -82,3 +86,52 @@ def resize_matrix(
     weights = weights / xp.sum(weights, axis=1, keepdims=True)
     inside = (rows[:, None] >= 0) & (rows[:, None] < real(new))
     return xp.where(inside, weights, xp.zeros_like(weights))
+
+
+BACKEND = types.SimpleNamespace(  # what `resize_matrix` asks of numpy, on tensors of the backend
+    abs=ops.abs,
+    arange=ops.arange,
+    asarray=ops.cast,
+    maximum=ops.maximum,
+    ones_like=ops.ones_like,
+    sum=ops.sum,
+    where=ops.where,
+    zeros_like=ops.zeros_like,
+)
+
+
+def numpy_for(x):
+    """numpy for values at hand; its twin inside a TensorFlow graph (tf.data, SavedModel)."""
+    in_graph = type(x).__module__.startswith("tensorflow") and not hasattr(x, "numpy")
+    return _tensorflow_numpy() if in_graph else np
+
+
+@functools.cache
+def _tensorflow_numpy():
+    """What resampling asks of numpy, on TensorFlow's tensors, with any Keras backend."""
+    import tensorflow as tf  # optional: only who is in a TensorFlow graph needs it
+
+    def swapaxes(x, a, b):
+        order = list(range(len(x.shape)))
+        order[a], order[b] = order[b], order[a]
+        return tf.transpose(x, order)
+
+    return types.SimpleNamespace(
+        abs=tf.abs,
+        arange=tf.range,
+        around=tf.round,
+        floor=tf.floor,
+        asarray=lambda x, dtype: tf.cast(x, dtype),
+        clip=tf.clip_by_value,
+        concatenate=tf.concat,
+        maximum=tf.maximum,
+        minimum=tf.minimum,
+        ones_like=tf.ones_like,
+        shape=tf.shape,
+        sin=tf.sin,
+        sum=tf.reduce_sum,
+        swapaxes=swapaxes,
+        tensordot=tf.tensordot,
+        where=tf.where,
+        zeros_like=tf.zeros_like,
+    )

@@ -9,6 +9,7 @@ import functools
 import numpy as np
 
 from keras_vit import weights
+from keras_vit.keys import translate
 from keras_vit.weights import Tensor
 
 
@@ -26,7 +27,7 @@ def tensors(found, rows):
     for pattern, step in rows.items():
         ((verb, value),) = step.items()
         for key in list(found):
-            if weights.translate(key, {pattern: ""}) != key:
+            if translate(key, {pattern: ""}) != key:
                 VERBS[verb](found, key, pattern, value)
     return found
 
@@ -44,7 +45,7 @@ def axes(found, key, pattern, count):
 
 def split(found, key, pattern, names):
     """Cut the first axis into equal parts, under keys of their own: `(n * R, ...) -> (R, ...)`."""
-    keys = weights.translate(key, {pattern: names})
+    keys = translate(key, {pattern: names})
     if found[key].shape and found[key].shape[0] % len(keys) == 0:
         found |= weights.parts(found.pop(key), keys)
 

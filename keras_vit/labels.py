@@ -1,0 +1,22 @@
+"""Names of classes."""
+
+import functools
+import importlib.resources
+
+import numpy as np
+
+
+@functools.cache
+def imagenet_labels():
+    """The 1000 class names of ImageNet-1k, in the order of the logits."""
+    text = (importlib.resources.files("keras_vit") / "imagenet1k.txt").read_text("utf-8")
+    return text.splitlines()
+
+
+def top_labels(probabilities, labels=None, top=5):
+    """The `top` most probable classes of each row: `(B, K)` -> B lists of (name, probability)."""
+    order = np.argsort(-probabilities, axis=-1)[:, :top]
+    return [
+        [(labels[i] if labels else f"class {i}", float(row[i])) for i in best]
+        for row, best in zip(probabilities, order, strict=True)
+    ]
