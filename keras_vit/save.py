@@ -194,12 +194,11 @@ def card(model, layout):
         lines += ["", f"It began as {source}.{began}"]
     history = getattr(model, "history", None)
     if history is not None and history.history:
-        names = list(history.history)
-        lines += ["", "## Training", "", "| epoch | " + " | ".join(names) + " |"]
-        lines += ["|--:|" + "--:|" * len(names)]
-        for epoch, row in zip(
-            history.epoch, zip(*history.history.values(), strict=True), strict=True
-        ):
+        # With validation_freq= some columns have fewer rows than there were epochs: left out.
+        full = {k: v for k, v in history.history.items() if len(v) == len(history.epoch)}
+        lines += ["", "## Training", "", "| epoch | " + " | ".join(full) + " |"]
+        lines += ["|--:|" + "--:|" * len(full)]
+        for epoch, *row in zip(history.epoch, *full.values(), strict=True):
             lines.append(f"| {epoch + 1} | " + " | ".join(f"{value:.4g}" for value in row) + " |")
     if model.labels:
         shown = ", ".join(model.labels[:20]) + (", ..." if len(model.labels) > 20 else "")

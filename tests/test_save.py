@@ -119,6 +119,16 @@ def test_the_card_has_the_training_log_and_the_labels(tmp_path):
     assert config["label_names"] == ["cat", "dog"] and config["num_classes"] == 2
 
 
+def test_the_card_of_a_training_that_was_not_judged_in_each_epoch(tmp_path):
+    model = keras_vit.from_preset("vit_digits_patch4_32.sklearn", num_classes=2)
+    model.compile(optimizer="sgd", loss="sparse_categorical_crossentropy")
+    x, y = np.zeros((4, 32, 32, 1), "uint8"), np.array([0, 1, 0, 1])
+    model.fit(x, y, epochs=2, validation_data=(x, y), validation_freq=2, verbose=0)
+    model.save_to_timm(tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "| epoch | loss |" in card and "| 2 | " in card and "val_loss" not in card
+
+
 @pytest.mark.parametrize(
     "preset, head, said",
     [
