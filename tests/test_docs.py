@@ -1,9 +1,11 @@
 """README and docs: the code runs, commands parse, links lead somewhere, tables are today's."""
 
 import ast
+import contextlib
 import doctest
 import importlib.util
 import pathlib
+import pkgutil
 import re
 import shlex
 import shutil
@@ -11,6 +13,7 @@ import tomllib
 
 import numpy as np
 import pytest
+import yaml
 from hub_server import HubServer, client_of
 from PIL import Image
 
@@ -129,6 +132,29 @@ def test_commands_are_ones(page, command, shown, capsys, monkeypatch):
     assert set(re.findall(r"\.\[(\w+)\]", command)) <= extras.keys()
     for word in arguments:
         assert "/" not in word or (ROOT / word).exists(), word
+
+
+REFERENCE = [
+    (name, yaml.safe_load(options) or {})
+    for page in sorted(ROOT.glob("docs/api/*.md"))
+    for name, options in re.findall(
+        r"^::: (\S+)\n((?:    .*\n)*)", page.read_text("utf-8"), re.MULTILINE
+    )
+]
+
+
+@pytest.mark.parametrize("name, options", REFERENCE, ids=[name for name, _ in REFERENCE])
+def test_the_reference_shows_what_it_names(name, options):
+    """mkdocstrings is silent of members that a class only inherits, and shows a module where a
+    function has its name."""
+    assert importlib.util.find_spec(name.rpartition(".")[0]), "of a module"
+    with contextlib.suppress(ModuleNotFoundError):
+        assert importlib.util.find_spec(name) is None, "a module, not its function"
+    found = pkgutil.resolve_name(name)
+    options = options.get("options", {})
+    inherited = options.get("inherited_members", [])
+    for member in options.get("members", []):
+        assert member in vars(found) or (member in inherited and hasattr(found, member)), member
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
