@@ -22,7 +22,8 @@ TITLE = """# Parity
 
 timm's random weights at full size, loaded here: the largest difference of the last features and of
 the logits on one random image, each divided by the largest value. One row per architecture, image
-size and number of classes; checkpoints that differ by their weights alone share it.
+size and number of classes; checkpoints that differ by their weights alone share it. What does not
+fit {memory:g} GiB is too large.
 
 ```console
 $ python benchmarks/parity.py --memory {memory:g} --markdown docs/parity.md
@@ -112,11 +113,9 @@ def main():
     rows = {}
     if options.markdown and options.markdown.exists():  # go on where the last run ended
         lines = options.markdown.read_text().splitlines()
-        kept = [line for line in lines if line.startswith("| ") and TOO_LARGE not in line]
-        rows = {line.split()[1]: line for line in kept}
-    chosen = cases(options.pattern)
-    for name, row in chosen:
-        if name in rows:
+        rows = {line.split()[1]: line for line in lines if line.startswith("| ")}
+    for name, row in cases(options.pattern):
+        if TOO_LARGE not in rows.get(name, TOO_LARGE):
             continue
         if memory(row["params"]) > options.memory:
             results = {"features": TOO_LARGE, "logits": ""}

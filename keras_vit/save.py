@@ -70,15 +70,18 @@ def timm_architecture(model, family):
         }
         training = ("drop_rate", "attn_drop_rate", "drop_path", "drop_path_rate", "pos_drop_rate")
         changed = {k: v for k, v in wanted.items() if k not in training and own.get(k) != v}
-        if all(k in theirs for k in changed) and (best is None or len(changed) < len(best[1])):
-            best = (name.partition(".")[0], changed)
+        # No argument of timm, and nothing that a loaded model computes: the best has it, too.
+        rank = (changed.pop("resample", None) is not None, len(changed))
+        if all(k in theirs for k in changed) and (best is None or rank < best[0]):
+            best = (rank, name.partition(".")[0], changed)
     if best is None:
         raise ValueError(
             f"No architecture of timm is this {type(model).__name__}: its structure is none of "
             "timm's."
         )
-    arguments = {theirs[k]: list(v) if isinstance(v, tuple) else v for k, v in best[1].items()}
-    return best[0], arguments
+    _, architecture, changed = best
+    arguments = {theirs[k]: list(v) if isinstance(v, tuple) else v for k, v in changed.items()}
+    return architecture, arguments
 
 
 def transformers(model):
@@ -119,6 +122,11 @@ def transformers(model):
 def transformers_kind(model):
     """`"vit"` or `"deit"` and its table; an error where transformers' class could not compute the
     same."""
+    if family_of(model) not in ("vit", "deit"):
+        raise ValueError(
+            f"transformers has no class for a {type(model).__name__}. save_to_timm() keeps all of "
+            "it."
+        )
     options = {**model.backbone.defaults(), **model.backbone.options}
     kind = "deit" if options.get("distillation_token") else "vit"
     table = presets.transformers()[kind]
@@ -128,8 +136,8 @@ def transformers_kind(model):
             "pos_drop_rate", "resample"}  # fmt: skip
     odd = sorted(k for k in plain if k not in free and options[k] != plain[k])
     odd += [k for k in ("fc_norm", "representation_size") if getattr(model, k)]
-    odd += ["pooling"] * (model.pooling != "token") + ["stages"] * ("stages" in options)
-    if odd or family_of(model) not in ("vit", "deit", "hybrid"):
+    odd += ["pooling"] * (model.pooling != "token")
+    if odd:
         raise ValueError(
             f"transformers has no class for this {type(model).__name__}: {', '.join(odd)} differ "
             "from a plain ViT's. "

@@ -264,7 +264,7 @@ def resize(spec, trunk):
         )
     prefix = 0 if trunk.options.get("no_embed_class") else trunk.num_prefix_tokens
     patch = spec.backbone["patch_size"]
-    resample = trunk.options["resample"]
+    resample = trunk.options.get("resample", "bicubic")
     return Resize(grid(spec, type(trunk)), trunk.grid_size, prefix, patch, resample=resample)
 
 

@@ -127,7 +127,10 @@ TIMM_FIELDS = [
     ({"model_args": ["x"]}, "model_args must be an object. Received: ['x']"),
     ({"model_args__rope_theta": 5}, "changes rope_theta of vit_tiny_patch16_224, which is not"),
     ({"model_args__act_layer": "mish"}, "act_layer must be one of gelu, gelu_new"),
-    ({"model_args__global_pool": "max"}, "global_pool='max' is not supported: only token, avg"),
+    (
+        {"model_args__global_pool": "max"},
+        "global_pool='max' is not supported: a vit has only token, avg",
+    ),
     ({"model_args__embed_dim": "8"}, "embed_dim must be a whole number from 1 to 65536. Received"),
     ({"model_args__embed_dim": 10**9}, "Received: 1000000000"),
     ({"model_args__depth": 10**6}, "depth must be a whole number from 1 to 256"),

@@ -94,6 +94,26 @@ def test_timm_loads_a_saved_model_of_random_weights(make, timm, tmp_path):
     np.testing.assert_allclose(found, run(model, x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["resmlp_12_224.fb_in1k", "vit_tiny_r_s16_p8_224.augreg_in21k"])
+def test_we_load_mixers_and_hybrids_that_we_saved(name, tmp_path):
+    model = keras_vit.from_preset(name, load_weights=False)
+    model.save_to_timm(tmp_path)
+    again = keras_vit.from_preset(tmp_path)
+    assert type(again) is type(model)
+    x = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype("float32")
+    np.testing.assert_array_equal(run(again, x), run(model, x))
+
+
+def test_how_a_model_is_resampled_hinders_no_saving(tmp_path):
+    backbone = keras_vit.DeiTBackbone(
+        image_size=16, embed_dim=8, depth=1, num_heads=1, resample="bilinear"
+    )
+    model = keras_vit.DeiT(backbone, 2, ImagePreprocessor(ImageConverter(16)))
+    model.save_to_timm(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architecture"].startswith("deit") and "resample" not in config["model_args"]
+
+
 @pytest.mark.parametrize("name", ["hf-vit", "hf-deit-teacher", "vit-plain", "deit-distilled"])
 def test_transformers_loads_what_is_saved(name, transformers, tmp_path):
     model = keras_vit.from_preset(goldens.repository(name, tmp_path / "from"))
@@ -184,6 +204,14 @@ def test_what_transformers_cannot_hold_is_named(tmp_path):
     with pytest.raises(ValueError, match="init_values.*reg_tokens|reg_tokens.*init_values"):
         model.save_to_transformers(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("make", [hybrid, mixer])
+def test_what_transformers_does_not_have(make, tmp_path):
+    model = make()
+    message = f"transformers has no class for a {type(model).__name__}"
+    with pytest.raises(ValueError, match=message):
+        model.save_to_transformers(tmp_path / "out")
 
 
 def with_dropout():

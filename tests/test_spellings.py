@@ -26,6 +26,7 @@ FILES = [name for name in CASES if "config" not in CASES[name]]
 FAMILIES = {"vit-hybrid": "HybridViT", "npz-r": "HybridViT", "npz-r50": "HybridViT"}
 FAMILIES |= {"npz-mixer": "MLPMixer"}
 PROCESSOR = "preprocessor_config.json"
+ATTENTION = "Transformer/encoderblock_1/MultiHeadDotProductAttention_1"
 
 
 def golden(name):
@@ -414,6 +415,14 @@ def test_files_that_hold_no_model_are_refused(tmp_path):
     pathlib.Path(tmp_path, "e.bin").write_bytes(b"pickle")
     assert "is not a directory" in refused(tmp_path / "e.bin")
     assert "There is no file" in refused(tmp_path / "f.npz")
+    pathlib.Path(tmp_path, ".npz").write_bytes(b"no zip")
+    assert "not a whole .npz file" in refused(tmp_path / ".npz")
+
+
+def test_an_unknown_tensor_is_named_as_the_file_names_it(tmp_path):
+    arrays = weights("npz-r50") | {"block1/unit01/foo/bar": np.zeros(2, "float32")}
+    message = refused(weights_file("npz-r50", tmp_path, arrays))
+    assert "1 not used by the model:\n    block1/unit01/foo/bar" in message
 
 
 def test_a_cut_or_mutated_npz_file_is_an_error_that_names_it(tmp_path):
@@ -441,6 +450,9 @@ def test_a_cut_or_mutated_npz_file_is_an_error_that_names_it(tmp_path):
         ("npz-mixer", {"MixerBlock_0/token_mixing/Dense_0/kernel": (8, 7)}, "square image"),
         ("npz-vit", {"head/bias": (6,)}, "of the wrong shape"),
         ("torchvision", {"conv_proj.weight": (40, 3, 4, 4)}, "do not divide its width"),
+        ("torchvision", {"heads.head.bias": ()}, r"follows from head.bias, a tensor of 1 axes"),
+        ("npz-vit", {f"{ATTENTION}/out/kernel": (2, 32, 0)}, "attn.proj.weight: .0, 64. in the"),
+        ("npz-vit", {f"{ATTENTION}/query/kernel": (0, 2, 32)}, "attn.query.weight"),
     ],
 )
 def test_tensors_that_make_no_model_are_named(name, shapes, message, tmp_path):

@@ -83,7 +83,7 @@ class PatchEncoder(Layer):
         norm_eps: epsilon of that norm.
         grid_size: (rows, columns) of the position table. None: those of the picture that the layer
             is built with. For pictures of another size the table is resampled in the graph
-            (bicubic, antialiased: as timm's `dynamic_img_size`, for a FlexiViT, too).
+            (bicubic, antialiased: as timm's `dynamic_img_size`, for a FlexiViT and a C-RADIO, too).
         drop_rate: dropout on the tokens, in training only.
 
     Raises:

@@ -59,7 +59,8 @@ def resize_matrix(
     torch's `interpolate(..., antialias=False)` (its bicubic kernel is then another one: a = -0.75).
     With `align_corners` the first and the last value stay where they are, as torch's option of that
     name; without it the edges of the outer values do.
-    `old`, `new` and `start` may be scalar tensors of `xp` (numpy, keras.ops or TensorFlow's numpy).
+    `old`, `new` and `start` may be scalar tensors of `xp` (numpy, keras.ops or TensorFlow's numpy);
+    with `align_corners` they are ints.
     """
     if interpolation not in KERNELS:
         names = ", ".join(KERNELS)

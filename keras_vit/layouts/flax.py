@@ -6,6 +6,7 @@ where images shrink: the resize here is antialiased.
 """
 
 import functools
+import math
 import re
 
 import numpy as np
@@ -66,7 +67,8 @@ def translated(raw):
     found = {}
     for key, tensor in raw.items():
         tensor = mapped(tensor, functools.partial(torch_order, key))
-        found[infer.timm_key(_of_stage(key), KEYS)] = tensor
+        ours = infer.timm_key(_of_stage(key), KEYS)
+        found[key if ours == _of_stage(key) else ours] = tensor
     if not any(".stages." in key for key in found):  # a stem alone has no name of its own
         found = {k.replace(".backbone.stem.", ".backbone."): t for k, t in found.items()}
     return found
@@ -83,9 +85,11 @@ def torch_order(key, array):
     """An array of flax in torch's axis order, heads merged: `(*s, in, out) -> (out, in, *s)`."""
     leaf = key.rpartition("/")[2]
     if "DotProductAttention" in key and array.ndim > 1:
-        if "/out/" in key:  # (H, d, D)
-            return array.reshape(-1, array.shape[-1]).T
-        return array.reshape(array.shape[0], -1).T if leaf == "kernel" else array.ravel()
+        if leaf == "bias":
+            return array.ravel()
+        count = 2 if "/out/" in key else 1  # axes of the input: (H, d, D), or (D, H, d)
+        rows, columns = math.prod(array.shape[:count]), math.prod(array.shape[count:])
+        return array.reshape(rows, columns).T
     if leaf == "kernel" and array.ndim > 1:
         return np.moveaxis(array, (-1, -2), (0, 1))
     return array.ravel() if leaf in ("scale", "bias") else array

@@ -15,7 +15,7 @@ class File:
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
-        self.layout = LAYOUTS[self.path.suffix]
+        self.layout = next(m for end, m in LAYOUTS.items() if self.path.name.endswith(end))
 
     def __str__(self):
         return str(self.path)

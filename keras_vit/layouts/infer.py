@@ -73,7 +73,7 @@ def head(file, tensors):
 
     The ViT paper's own ImageNet-21k files have such a layer, but a head of zeros: it is left out.
     """
-    classes = tensors["head.bias"].shape[0] if "head.bias" in tensors else 0
+    classes = shape_of("head.bias", 1, file, tensors)[0] if "head.bias" in tensors else 0
     representation = None
     if "pre_logits.weight" in tensors:
         representation = shape_of("pre_logits.weight", 2, file, tensors)[0]

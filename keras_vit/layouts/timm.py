@@ -56,7 +56,7 @@ def read(config, repository):
     options = {**options, "image_size": checks.pair(size[1:], "input_size")}
     if size[0] != 3:
         options["in_channels"] = checks.count(size[0], "input_size", 1)
-    options = _timm_overrides(options, args)
+    options = _timm_overrides(family, options, args)
     options = checked(family, options, {ours: theirs for theirs, ours in TIMM_ARGUMENTS.items()})
     num_classes = config.get("num_classes", cfg.get("num_classes", 1000))
     images = {
@@ -79,7 +79,7 @@ def read(config, repository):
     )
 
 
-def _timm_overrides(options, args):
+def _timm_overrides(family, options, args):
     """model_args on top of an architecture; a change of pooling moves the last norm, as in timm."""
     args.pop("num_classes", None)
     pooling = args.pop("pooling", None)
@@ -88,12 +88,15 @@ def _timm_overrides(options, args):
         args["activation"] = activation(args["activation"], "act_layer")
     if "image_size" in args:
         args["image_size"] = checks.pair(args["image_size"], "img_size")
-    old = options.get("pooling", "token")
+    known = ("avg",) if family == "mixer" else ("token", "avg", "map")
+    old = options.get("pooling", known[0])
     if pooling in (None, "", old) and fc_norm is None:
         return {**options, **args}
     pooling = pooling or old
-    if pooling not in ("token", "avg", "map"):
-        raise ValueError(f"global_pool={pooling!r} is not supported: only token, avg and map are.")
+    if pooling not in known:
+        raise ValueError(
+            f"global_pool={pooling!r} is not supported: a {family} has only {', '.join(known)}."
+        )
     norm = args.pop("final_norm", options.get("final_norm", True) or options.get("fc_norm", False))
     after = (pooling == "avg") if fc_norm is None else bool(fc_norm)
     moved = {"pooling": pooling, "final_norm": norm and not after, "fc_norm": norm and after}

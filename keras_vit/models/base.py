@@ -5,7 +5,6 @@ import keras_hub
 
 from keras_vit.layers.base import arguments
 from keras_vit.layers.patches import pair
-from keras_vit.layers.resample import RESAMPLE
 from keras_vit.models.quantization import Quantizable, quantized_layers
 
 
@@ -25,8 +24,7 @@ class Backbone(Quantizable, keras_hub.models.Backbone):
     def defaults(cls):
         """All hyper-parameters and their default values."""
         functions = [cls.graph, cls.trunk, cls.block and cls.block.__init__]
-        found = {k: v for f in functions if f for k, v in arguments(f).items() if k != "x"}
-        return {**found, "resample": "bicubic"}
+        return {k: v for f in functions if f for k, v in arguments(f).items() if k != "x"}
 
     def __init__(self, dtype=None, name=None, trainable=True, **options):
         known = self.defaults()
@@ -40,16 +38,11 @@ class Backbone(Quantizable, keras_hub.models.Backbone):
         options = {**{k: v for k, v in known.items() if k not in passed_on}, **options}
         if options["image_size"] is not None:
             options["image_size"] = pair(options["image_size"])
-        resample = options.pop("resample")  # nothing of the graph: `from_preset` asks for it
-        if resample not in RESAMPLE:
-            raise ValueError(
-                f"resample must be one of {', '.join(RESAMPLE)}. Received: {resample!r}"
-            )
         inputs, outputs = self.graph(**options, dtype=dtype)
         super().__init__(
             inputs=inputs, outputs=outputs, dtype=dtype, name=name, trainable=trainable
         )
-        self.options = {**options, "resample": resample}
+        self.options = options
 
     def get_config(self):
         # KerasHub's own record, a DTypePolicyMap, forgets the dtypes of the other layers, and what

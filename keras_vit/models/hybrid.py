@@ -3,8 +3,10 @@
 import keras
 from keras import ops
 
+from keras_vit import checks
 from keras_vit.layers.base import Layer, register
 from keras_vit.layers.patches import pair
+from keras_vit.layers.resample import RESAMPLE
 from keras_vit.models.vit import ViT, ViTBackbone
 
 
@@ -135,7 +137,10 @@ class HybridViTBackbone(ViTBackbone):
     """
 
     @staticmethod
-    def graph(image_size=224, in_channels=3, stages=(3, 4, 9), dtype=None, **trunk):
+    def graph(
+        image_size=224, in_channels=3, stages=(3, 4, 9), resample="bicubic", dtype=None, **trunk
+    ):
+        checks.word(resample, "resample", RESAMPLE)
         size = pair(image_size) if image_size else (None, None)
         inputs = keras.Input((*size, in_channels), name="images")
         x = Stem(dtype=dtype, name="stem" if stages else "backbone")(inputs)

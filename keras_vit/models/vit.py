@@ -3,10 +3,12 @@ right."""
 
 import keras
 
+from keras_vit import checks
 from keras_vit.layers.base import register
 from keras_vit.layers.block import TransformerBlock
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import PatchEncoder, pair
+from keras_vit.layers.resample import RESAMPLE
 from keras_vit.models.base import Backbone
 from keras_vit.models.classifier import ImageClassifier
 
@@ -38,7 +40,8 @@ class ViTBackbone(Backbone):
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
         resample: how `from_preset` makes the position table and the patch kernel fit another size:
             `"bicubic"`, antialiased; `"bilinear"`, not antialiased (FlexiViT, C-RADIO);
-            `"bilinear_corners"`, with aligned corners (C-RADIOv3-B and H). As timm does it.
+            `"bilinear_corners"`, the table with aligned corners (C-RADIOv3-B and H). As timm does
+            it.
         dtype: a Keras dtype policy.
         **block: the arguments of `TransformerBlock`: num_heads, mlp_ratio ...
 
@@ -49,7 +52,8 @@ class ViTBackbone(Backbone):
     block = TransformerBlock
 
     @staticmethod
-    def graph(image_size=224, in_channels=3, dtype=None, **trunk):
+    def graph(image_size=224, in_channels=3, resample="bicubic", dtype=None, **trunk):
+        checks.word(resample, "resample", RESAMPLE)  # `from_preset` asks for it
         size = pair(image_size) if image_size else (None, None)
         inputs = keras.Input((*size, in_channels), name="images")
         return inputs, ViTBackbone.trunk(inputs, dtype=dtype, **trunk)
