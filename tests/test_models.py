@@ -114,6 +114,12 @@ def test_what_is_saved_remembers_how_it_is_resampled(name, tmp_path):
     close(run(model, goldens.other_size(golden["x"])), golden["resized"])
 
 
+@pytest.mark.parametrize("cls, backbone_cls, options", TASKS)
+def test_the_preprocessor_is_the_third_argument(cls, backbone_cls, options):
+    preprocessor = ImagePreprocessor(ImageConverter(options["image_size"]))
+    assert cls(backbone_cls(**options), 3, preprocessor).preprocessor is preprocessor
+
+
 def test_an_unknown_way_to_resample_is_refused():
     with pytest.raises(ValueError, match="resample must be one of bicubic, bilinear.*'nearest'"):
         keras_vit.ViTBackbone(**TINY, resample="nearest")

@@ -26,10 +26,18 @@ class DeiT(ViT):
 
     backbone_cls = DeiTBackbone
 
-    def __init__(self, backbone, num_classes, distilled_head=True, **kwargs):
-        token = backbone.options["distillation_token"] and kwargs.get("pooling", "token") == "token"
+    def __init__(
+        self,
+        backbone,
+        num_classes,
+        preprocessor=None,
+        pooling="token",
+        distilled_head=True,
+        **kwargs,
+    ):
+        token = backbone.options["distillation_token"] and pooling == "token"
         self.distilled_head = bool(distilled_head and token)
-        super().__init__(backbone, num_classes, **kwargs)
+        super().__init__(backbone, num_classes, preprocessor, pooling, **kwargs)
 
     def get_config(self):
         return {**super().get_config(), "distilled_head": self.distilled_head}
