@@ -151,11 +151,12 @@ def batches(prepare, x, y=None, sample_weight=None, batch_size=None, shuffle=Fal
         return PreparedBatches(x, prepare)
     if isinstance(x, types.GeneratorType):
         return (_tuple(prepare(*keras.utils.unpack_x_y_sample_weight(b))) for b in x)
-    if not hasattr(x, "shape") and not isinstance(x, (list, tuple, dict)):
+    shape = tuple(getattr(x, "shape", ()))
+    if len(shape) == 3 or not (shape or isinstance(x, (list, tuple, dict))):
         raise ValueError(
-            "x must be an array, a list of images, a tf.data.Dataset, a keras.utils.PyDataset or "
-            "a generator of "
-            f"batches. Received: {type(x).__name__}"
+            "x must be an array (B, H, W, C), a list of images, a tf.data.Dataset, a "
+            "keras.utils.PyDataset or a generator of batches; for one image write [image]. "
+            f"Received: {type(x).__name__}" + (f" of shape {shape}" if shape else "")
         )
     arrays = tuple(v for v in (x, y, sample_weight) if v is not None)
     if sample_weight is not None and y is None:
@@ -165,6 +166,16 @@ def batches(prepare, x, y=None, sample_weight=None, batch_size=None, shuffle=Fal
 
 def _is_tf_dataset(x):
     return type(x).__module__.startswith("tensorflow") and hasattr(x, "element_spec")
+
+
+def check_classes(labels, classes):
+    """Raises where labels of a sparse loss are not from 0 to `classes` - 1."""
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "biuf" or not np.all((labels >= 0) & (labels < classes)):
+        raise ValueError(
+            f"Labels must be whole numbers from 0 to {classes - 1}, as the model has {classes} "
+            f"classes. Received: {np.unique(labels)[:8]}, {labels.dtype} {labels.shape}"
+        )
 
 
 def split(arrays, fraction):

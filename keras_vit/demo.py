@@ -123,8 +123,8 @@ class Packaged:
         out.print(table)
         right = accuracy(model, self.images, self.labels)
         out.print(
-            f"It reads {right:.1%} of all {len(self.labels)} digits held out from its training, "
-            "which other people wrote."
+            f"It reads {right:.1%} of {len(self.labels)} digits by other writers, held out from "
+            "its training."
         )
 
     def finetune(self, model, out):

@@ -24,6 +24,11 @@ def load_image(path, channels=3):
         FileNotFoundError: there is no such file.
         ValueError: the file is not a picture, is cut off, or is too large to be one (PIL's limit).
     """
+    if os.path.isdir(path):
+        raise ValueError(
+            f"{os.fspath(path)!r} is a folder. Pass a list of its files, which "
+            "keras_vit.images.picture_files finds."
+        )
     try:
         with Image.open(path) as image:
             return to_array(ImageOps.exif_transpose(image), channels)

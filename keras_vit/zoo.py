@@ -71,15 +71,16 @@ def unknown(name):
         )
     stem, _, tag = name.lower().replace("-", "_").partition(".")
     stems = dict.fromkeys(n.partition(".")[0] for n in presets.checkpoints())
-    near = difflib.get_close_matches(stem, stems, n=4, cutoff=0.5)
+    near = [s for s in stems if stem and s.startswith(stem)][:4]
+    near = near or difflib.get_close_matches(stem, stems, n=4, cutoff=0.5)
     near = [n for s in near for n in presets.checkpoints() if n.partition(".")[0] == s]
     if tag:
         near = difflib.get_close_matches(name.lower(), near, n=4, cutoff=0)
     hint = f"The nearest names are: {', '.join(near[:6])}. " if near else ""
     return (
-        f"Unknown preset {name!r}. {hint}A preset is a name of keras_vit.list_presets(), a "
-        "repository of the Hub "
-        f'("hf://org/name"), or {DIRECTORY}.'
+        f"Unknown preset {name!r}. {hint}A preset is a name of keras_vit.list_presets() or "
+        f'`keras-vit list`, a repository of the Hub ("hf://org/name"), {DIRECTORY}, or a file of '
+        f"weights ({', '.join(layouts.SUFFIXES)}); of the last two none is called so here."
     )
 
 
@@ -188,6 +189,8 @@ def build(spec, tensors, backbone, head, num_classes, dtype):
     cls = getattr(models, spec.cls)
     new = {**spec.backbone, **backbone}
     if new["image_size"] is None:  # any size: the table keeps the checkpoint's grid
+        if cls.backbone_cls.fixed_size:
+            raise ValueError(one_size(cls.backbone_cls, pair(spec.backbone["image_size"]), None))
         new["grid_size"] = grid(spec, cls.backbone_cls)
     kept = num_classes is None
     classes = spec.num_classes if kept else num_classes
@@ -257,15 +260,19 @@ def resize(spec, trunk):
     """How the checkpoint's tables and kernels become those of the backbone."""
     size = pair(spec.backbone["image_size"])
     if trunk.fixed_size and size != trunk.image_size:
-        raise ValueError(
-            f"The weights of a {type(trunk).__name__} fit images of {size[0]} x {size[1]} pixels "
-            "only. "
-            f"Received: image_size={trunk.image_size}"
-        )
+        raise ValueError(one_size(type(trunk), size, trunk.image_size))
     prefix = 0 if trunk.options.get("no_embed_class") else trunk.num_prefix_tokens
     patch = spec.backbone["patch_size"]
     resample = trunk.options.get("resample", "bicubic")
     return Resize(grid(spec, type(trunk)), trunk.grid_size, prefix, patch, resample=resample)
+
+
+def one_size(backbone_cls, size, wanted):
+    """What to say where the weights fit images of one size only."""
+    return (
+        f"The weights of a {backbone_cls.__name__} fit images of {size[0]} x {size[1]} pixels "
+        f"only. Received: image_size={wanted}"
+    )
 
 
 def without_prefix(tensors, prefixes):

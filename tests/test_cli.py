@@ -354,6 +354,20 @@ def test_finetune_says_what_is_wrong(options, part, pictures, tmp_path, capsys):
     assert not any(tmp_path.iterdir())
 
 
+def test_quantize_without_a_file_to_export(pictures, tmp_path, capsys):
+    words = finetune(pictures, tmp_path / "new", "--quantize", "int8")
+    fails(capsys, words, "--quantize is for the file of --export")
+
+
+def test_a_training_that_is_stopped_at_once_leaves_nothing(pictures, tmp_path, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("keras_vit.train.finetune", stopped)
+    assert main(finetune(pictures, tmp_path / "some" / "where" / "new")) == 130
+    assert not any(tmp_path.iterdir())
+
+
 def test_finetune_on_an_empty_class_folder(pictures, tmp_path, capsys):
     (tmp_path / "data" / "one").mkdir(parents=True)
     (tmp_path / "data" / "two").symlink_to(pictures / "two")

@@ -194,11 +194,29 @@ def test_fit_shows_its_progress(capsys):
         (Batches(), np.zeros(3), None, "leave y"),
         (Batches(), None, 8, "leave y"),
         (7, None, None, "Received: int"),
+        ("a.jpg", None, None, r"for one image write \[image\]. Received: str"),
+        (np.zeros((8, 8, 3)), None, None, r"write \[image\]. Received: ndarray of shape \(8, 8, 3"),
     ],
 )
 def test_errors_say_what_came(x, y, batch_size, message):
     with pytest.raises(ValueError, match=message):
         data.batches(prepare, x, y, None, batch_size)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 4], [0, -1, 1, 2], np.array([[0], [1], [2], [4]])])
+def test_labels_that_are_no_class(labels):
+    model, images = classifier(), IMAGES[:4]
+    model.compile(loss="sparse_categorical_crossentropy")
+    good = np.zeros(4, int)
+    message = "Labels must be whole numbers from 0 to 3, as the model has 4 classes. Received: "
+    with pytest.raises(ValueError, match=message):
+        model.fit(images, labels, verbose=0)
+    with pytest.raises(ValueError, match=message):
+        model.fit(images, good, validation_data=(images, labels), verbose=0)
+    with pytest.raises(ValueError, match=message):
+        model.evaluate(images, labels, verbose=0)
+    model.compile(loss="mse")  # whatever these are, they are no classes
+    model.fit(images, np.array([0.5, 7, -1, 2.0]), verbose=0)
 
 
 def test_validation_split_that_leaves_nothing():

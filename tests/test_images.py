@@ -166,6 +166,8 @@ def test_wrong_images(value, message):
 def test_files_that_are_no_pictures(tmp_path):
     with pytest.raises(FileNotFoundError, match="no picture at"):
         images.load_image(tmp_path / "absent.jpg")
+    with pytest.raises(ValueError, match="is a folder. Pass a list of its files"):
+        images.load_image(tmp_path)
     path = tmp_path / "text.jpg"
     path.write_text("not a picture")
     with pytest.raises(ValueError, match="not a picture"):

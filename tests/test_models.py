@@ -120,6 +120,20 @@ def test_the_preprocessor_is_the_third_argument(cls, backbone_cls, options):
     assert cls(backbone_cls(**options), 3, preprocessor).preprocessor is preprocessor
 
 
+@pytest.mark.parametrize("size", [208, (224, 208)])
+def test_a_hybrids_size_is_told_in_pixels(size):
+    name = "vit_tiny_r_s16_p8_224.augreg_in21k"
+    message = "multiple of the stride of ResNet and patches, 32. Received: 208 pixels.*192 and 224"
+    with pytest.raises(ValueError, match=message):
+        keras_vit.from_preset(name, image_size=size, load_weights=False)
+
+
+def test_a_mixer_has_one_size():
+    name = "resmlp_12_224.fb_in1k"
+    with pytest.raises(ValueError, match="224 x 224 pixels only. Received: image_size=None"):
+        keras_vit.from_preset(name, image_size=None, load_weights=False)
+
+
 def test_an_unknown_way_to_resample_is_refused():
     with pytest.raises(ValueError, match="resample must be one of bicubic, bilinear.*'nearest'"):
         keras_vit.ViTBackbone(**TINY, resample="nearest")

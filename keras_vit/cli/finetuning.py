@@ -19,6 +19,8 @@ def run_finetune(args):
     out, goal = console(), pathlib.Path(args.output)
     check_goal(goal, args.overwrite)
     target = args.export and pathlib.Path(args.export)
+    if args.quantize and not target:
+        raise ValueError("--quantize is for the file of --export FILE.")
     if target:
         check_options(target, args)
         check_parent(target)
@@ -33,7 +35,6 @@ def run_finetune(args):
     )
     model.labels = names
     start = time.monotonic()
-    goal.mkdir(parents=True, exist_ok=True)
     with staging(goal) as folder:
         log = keras.callbacks.CSVLogger(str(folder / "training.csv"))
         history = learn(model, taught, judges, args, log, out)
@@ -69,7 +70,8 @@ def learn(model, taught, judges, args, log, out):
             verbose=1 if out.is_terminal else 2,
         )
     except KeyboardInterrupt:
-        if not (model.history and model.history.history.get("val_accuracy")):
+        history = getattr(model, "history", None)  # none while pictures are still being read
+        if history is None or not history.history.get("val_accuracy"):
             raise
         out.print("\nStopped. The model is kept as it is now.")
     return model.history.history
@@ -130,6 +132,8 @@ def check_goal(goal, overwrite):
 @contextlib.contextmanager
 def staging(goal):
     """A folder beside `goal`; its files go there once all are complete. Others there stay."""
+    made = [path for path in (goal, *goal.parents) if not path.exists()]
+    goal.mkdir(parents=True, exist_ok=True)  # now, not after hours, it turns out that it can't be
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{goal.name}.", dir=goal.absolute().parent))
     try:
         yield folder
@@ -139,3 +143,6 @@ def staging(goal):
             path.replace(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # of folders that are not empty
+            for path in made:
+                path.rmdir()

@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   keras-vit benchmark flowers.tflite
 
 NAME is a name of `keras-vit list`, a repository of the Hugging Face Hub (hf://org/name,
-with @revision if you like), or a directory.
+with @revision if you like), a directory, or a file of weights.
 """
 
 

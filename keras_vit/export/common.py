@@ -20,8 +20,9 @@ def check_exportable(model, preprocessing):
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
             "SavedModel and TFLite files are made by TensorFlow. Received: the Keras backend "
-            f"{keras.backend.backend()!r}. Save the model with model.save_to_preset(folder), then "
-            "export keras_vit.from_preset(folder) in a process with KERAS_BACKEND=tensorflow."
+            f"{keras.backend.backend()!r}. Do it in a process with KERAS_BACKEND=tensorflow; a "
+            "model that you trained goes there by model.save_to_preset(folder). ONNX files are "
+            "made here, too."
         )
     check_model(model, preprocessing)
 

@@ -51,13 +51,13 @@ def patch_count(patch_size, height, width):
     return (height // patch_size) * (width // patch_size)
 
 
-def check_divides(patch_size, height, width):
+def check_divides(patch_size, height, width, what="the patch size"):
     for name, size in (("height", height), ("width", width)):
         if size is not None and size % patch_size:
             low = size // patch_size * patch_size
             raise ValueError(
-                f"The {name} of the images must be a multiple of the patch size {patch_size}. "
-                f"Received: {size} pixels; "
+                f"The {name} of the images that the model takes (image_size) must be a multiple "
+                f"of {what} {patch_size}. Received: {size} pixels; "
                 f"the nearest multiples are {low or patch_size} and {low + patch_size}."
             )
 

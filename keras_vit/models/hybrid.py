@@ -4,8 +4,8 @@ import keras
 from keras import ops
 
 from keras_vit import checks
-from keras_vit.layers.base import Layer, register
-from keras_vit.layers.patches import pair
+from keras_vit.layers.base import Layer, arguments, register
+from keras_vit.layers.patches import check_divides, pair
 from keras_vit.layers.resample import RESAMPLE
 from keras_vit.models.vit import ViT, ViTBackbone
 
@@ -154,6 +154,10 @@ class HybridViTBackbone(ViTBackbone):
                     dtype=dtype,
                     name=f"stages_{stage}_blocks_{block}",
                 )(x)
+        patch = trunk.get("patch_size", arguments(ViTBackbone.trunk)["patch_size"])
+        if any(cells is not None and cells % patch for cells in x.shape[1:3]):
+            stride = HybridViTBackbone.stride({"patch_size": patch, "stages": stages})
+            check_divides(stride, *size, what="the stride of ResNet and patches,")
         return inputs, ViTBackbone.trunk(x, dtype=dtype, **trunk)
 
     @staticmethod

@@ -35,6 +35,7 @@ class OnRawImages:
             (x, y, sample_weight), validation_data = data.split(
                 (x, y, sample_weight), validation_split
             )
+        self._check_labels(y)
         train = data.batches(
             self.preprocess_samples, x, y, sample_weight, batch_size, shuffle, seed
         )
@@ -47,6 +48,7 @@ class OnRawImages:
         if validation_data is not None:
             if not isinstance(validation_data, (tuple, list)):
                 validation_data = (validation_data,)
+            self._check_labels(*validation_data[1:2])
             validation_data = data.batches(
                 self.preprocess_samples, *validation_data, batch_size=batch_size
             )
@@ -63,6 +65,7 @@ class OnRawImages:
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """As `keras.Model.evaluate`, on raw images."""
         if not kwargs.get("_use_cached_eval_dataset"):
+            self._check_labels(y)
             x = data.batches(self.preprocess_samples, x, y, sample_weight, batch_size)
         return keras.Model.evaluate(self, x, **kwargs)
 
@@ -71,6 +74,14 @@ class OnRawImages:
         return keras.Model.predict(
             self, data.batches(self.preprocess_samples, x, batch_size=batch_size), **kwargs
         )
+
+    def _check_labels(self, y=None):
+        """Raises where arrays of labels name classes that there are not: TensorFlow would fail in
+        the graph of the loss."""
+        sparse = keras.losses.SparseCategoricalCrossentropy
+        wanted = isinstance(self.loss, sparse) or self.loss == "sparse_categorical_crossentropy"
+        if wanted and y is not None and self.num_classes:
+            data.check_classes(y, self.num_classes)
 
     def classify(self, images, top=5, batch_size=32):
         """Names and probabilities of the most probable classes.

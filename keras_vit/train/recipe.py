@@ -120,11 +120,11 @@ def fast(model):
 
 def checked(model, labels):
     """Labels as an array, if all of them are classes of the model."""
-    labels, classes = np.asarray(labels), model.num_classes
-    numbers = labels.dtype.kind in "iu" and labels.ndim == 1
-    if not numbers or not np.all((labels >= 0) & (labels < classes)):
+    labels = np.asarray(labels)
+    data.check_classes(labels, model.num_classes)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise ValueError(
-            f"Labels must be whole numbers from 0 to {classes - 1}, as the model has {classes} "
-            f"classes. Received: {np.unique(labels)[:8]}, {labels.dtype} {labels.shape}"
+            f"Labels must be whole numbers from 0 to {model.num_classes - 1}, one for each "
+            f"picture. Received: {labels.dtype} {labels.shape}"
         )
     return labels
