@@ -170,7 +170,8 @@ def _is_tf_dataset(x):
 
 def check_classes(labels, classes):
     """Raises where labels of a sparse loss are not from 0 to `classes` - 1."""
-    labels = np.asarray(labels)
+    listed = isinstance(labels, (list, tuple))
+    labels = np.asarray(labels) if listed else keras.ops.convert_to_numpy(labels)
     if labels.dtype.kind not in "biuf" or not np.all((labels >= 0) & (labels < classes)):
         raise ValueError(
             f"Labels must be whole numbers from 0 to {classes - 1}, as the model has {classes} "

@@ -78,9 +78,10 @@ class OnRawImages:
     def _check_labels(self, y=None):
         """Raises where arrays of labels name classes that there are not: TensorFlow would fail in
         the graph of the loss."""
-        sparse = keras.losses.SparseCategoricalCrossentropy
-        wanted = isinstance(self.loss, sparse) or self.loss == "sparse_categorical_crossentropy"
-        if wanted and y is not None and self.num_classes:
+        sparse = isinstance(self.loss, keras.losses.SparseCategoricalCrossentropy)
+        sparse &= getattr(self.loss, "ignore_class", None) is None
+        sparse |= self.loss == "sparse_categorical_crossentropy"
+        if sparse and y is not None and self.num_classes:
             data.check_classes(y, self.num_classes)
 
     def classify(self, images, top=5, batch_size=32):
