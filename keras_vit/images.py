@@ -24,16 +24,16 @@ def load_image(path, channels=3):
         FileNotFoundError: there is no such file.
         ValueError: the file is not a picture, is cut off, or is too large to be one (PIL's limit).
     """
-    if os.path.isdir(path):
-        raise ValueError(
-            f"{os.fspath(path)!r} is a folder. Pass a list of its files, which "
-            "keras_vit.images.picture_files finds."
-        )
     try:
         with Image.open(path) as image:
             return to_array(ImageOps.exif_transpose(image), channels)
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no picture at {os.fspath(path)!r}.") from None
+    except IsADirectoryError:
+        raise ValueError(
+            f"{os.fspath(path)!r} is a folder. Pass a list of its files, which "
+            "keras_vit.images.picture_files finds."
+        ) from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"{os.fspath(path)!r} is not a picture that PIL reads: {error}") from error
 
