@@ -1,5 +1,7 @@
 """Keras' own quantization: model.quantize("int8") and "int4" of every family."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -17,6 +19,16 @@ def dense(model):
 
 def run(layer, x, **options):
     return keras.ops.convert_to_numpy(layer(x, **options))
+
+
+@pytest.fixture(autouse=True)
+def nothing_old_to_collect():
+    """Keras collects garbage after each layer that it quantizes; among all that a session of tests
+    has made, that would take a minute for a tiny model."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
