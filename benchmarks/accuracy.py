@@ -8,24 +8,19 @@ with a torchvision, and ai-edge-quantizer.
 """
 
 import argparse
-import json
 import pathlib
 import tempfile
 
+import common
 import numpy as np
 
 
 def timms(model, paths):
     """Logits and pixels, `(B, H, W, C)` in 0..255, of timm's own pipeline."""
     import torch
-
-    # A torchvision without its compiled operators stops timm's import unless these two exist.
-    operators = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        operators.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-    import timm
     from PIL import Image
 
+    timm = common.import_timm()
     model = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
     cfg = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**cfg)
@@ -94,8 +89,7 @@ def main():
     options = parser.parse_args()
     import keras_vit
 
-    labels = json.loads((options.pictures / "labels.json").read_text("utf-8"))
-    paths, classes = [options.pictures / name for name in labels], np.array(list(labels.values()))
+    paths, classes = common.photographs(options.pictures)
     model = keras_vit.from_preset(options.model)
     beside_timm(model, options.model, paths, classes)
     with tempfile.TemporaryDirectory() as folder:

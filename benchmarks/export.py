@@ -15,6 +15,7 @@ import sys
 import tempfile
 
 import alternation
+import common
 
 NAME = "vit_base_patch16_224"
 RIVALS = {
@@ -83,11 +84,7 @@ def onnx(folder):
     from onnxruntime import quantization
     from safetensors.torch import load_file
 
-    operators = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):  # a torchvision without compiled operators
-        operators.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-    import timm
-
+    timm = common.import_timm()
     model = timm.create_model(NAME)
     model.load_state_dict(load_file(folder / "timm" / "model.safetensors"))
     x = torch.zeros(1, 3, 224, 224)

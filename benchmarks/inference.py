@@ -11,6 +11,7 @@ the faster of TensorFlow and PyTorch. Needs torch and timm.
 import argparse
 
 import alternation
+import common
 
 NAME = "vit_base_patch16_224"
 LAYERS, WIDTH, TOKENS, PATCH = 12, 768, 197, 16 * 16 * 3
@@ -91,14 +92,8 @@ def torch(function, dtype, shape):
 
 def timm(dtype, batch):
     def function(dtype):
-        import torch
 
-        operators = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):  # a torchvision without compiled operators
-            operators.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-        import timm
-
-        function.kept = operators
+        timm = common.import_timm()
         return timm.create_model(NAME).eval().to(dtype)
 
     torch(function, dtype, (batch, 3, 224, 224))

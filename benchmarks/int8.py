@@ -9,10 +9,10 @@ labels.json, {file: class}. Every fourth picture calibrates. Needs ai-edge-quant
 import argparse
 import contextlib
 import io
-import json
 import pathlib
 import tempfile
 
+import common
 import numpy as np
 
 DENSE = [(".*", "FULLY_CONNECTED"), (".*", "CONV_2D")]
@@ -58,11 +58,9 @@ def main():
     options = parser.parse_args()
     import keras_vit
 
-    labels = json.loads((options.pictures / "labels.json").read_text())
+    paths, classes = common.photographs(options.pictures)
     model = keras_vit.from_preset(options.model)
-    paths = [options.pictures / name for name in labels]
     pixels = model.preprocessor.image_converter.pixels(paths).astype("uint8")
-    classes = np.array(list(labels.values()))
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "float32.tflite"
         keras_vit.export.to_tflite(model, path)

@@ -10,12 +10,12 @@ the process's peak memory in it.
 """
 
 import argparse
-import json
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
+
+import common
 
 OURS = """
 import keras_vit
@@ -45,13 +45,6 @@ print("RESULT", time.perf_counter() - start, peak() - before)
 """
 
 
-def run(program, directory):
-    code = program + MEASURE.format(directory=str(directory))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    line = next(text for text in done.stdout.splitlines() if text.startswith("RESULT"))
-    return [float(x) for x in line.split()[1:]]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
@@ -61,22 +54,21 @@ def main():
         code = WRITE.format(folder=str(folder))
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
         programs = {
-            "keras_vit, timm": (OURS, folder / "timm"),
-            "keras_vit, transformers": (OURS, folder / "transformers"),
-            "KerasHub, transformers": (KERASHUB, folder / "transformers"),
+            "keras_vit, timm": (OURS, "timm"),
+            "keras_vit, transformers": (OURS, "transformers"),
+            "KerasHub, transformers": (KERASHUB, "transformers"),
         }
-        results = {name: [] for name in programs}
-        for _ in range(runs):
-            for name, program in programs.items():
-                results[name].append(run(*program))
-    medians = {n: [statistics.median(c) for c in zip(*r, strict=True)] for n, r in results.items()}
+        programs = {
+            name: program + MEASURE.format(directory=str(folder / layout))
+            for name, (program, layout) in programs.items()
+        }
+        medians = common.medians(programs, runs)
     base = medians["KerasHub, transformers"]
     print(f"{'':26}{'seconds':>9}{'ratio':>8}{'MiB':>8}{'ratio':>8}   medians of {runs}")
     for name, (seconds, memory) in medians.items():
         print(
             f"{name:26}{seconds:9.2f}{seconds / base[0]:8.2f}{memory:8.0f}{memory / base[1]:8.2f}"
         )
-    print(json.dumps(results))
 
 
 if __name__ == "__main__":

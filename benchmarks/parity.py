@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 
+import common
+
 TITLE = """# Parity
 
 timm's random weights at full size, loaded here: the largest difference of the last features and of
@@ -60,12 +62,7 @@ def compare(name, classes):
 
     import keras_vit
 
-    # A torchvision without its compiled operators stops timm's import unless these two exist.
-    operators = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        operators.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-    import timm
-
+    timm = common.import_timm()
     torch.manual_seed(0)
     architecture = name.partition(".")[0]
     model = timm.create_model(architecture, num_classes=classes).eval()

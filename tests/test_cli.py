@@ -14,7 +14,7 @@ from PIL import Image
 
 from keras_vit import from_preset, presets, train
 from keras_vit.cli import main
-from keras_vit.cli.finetuning import learn
+from keras_vit.cli.finetuning import learn, staging
 from keras_vit.cli.main import parser
 from keras_vit.cli.tables import console
 from keras_vit.demo import digits
@@ -359,12 +359,24 @@ def test_quantize_without_a_file_to_export(pictures, tmp_path, capsys):
     fails(capsys, words, "--quantize is for the file of --export")
 
 
-def test_a_training_that_is_stopped_at_once_leaves_nothing(pictures, tmp_path, monkeypatch):
-    def stopped(*args, **kwargs):
+class Interrupted(list):
+    """Paths of pictures; Ctrl-C comes while they are read."""
+
+    def __iter__(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("keras_vit.train.finetune", stopped)
-    assert main(finetune(pictures, tmp_path / "some" / "where" / "new")) == 130
+    def __getitem__(self, index):
+        raise KeyboardInterrupt
+
+
+def test_a_training_that_is_stopped_while_it_reads_leaves_nothing(pictures, tmp_path):
+    found = train.read_folder(pictures)
+    model = from_preset(PRESET, num_classes=3)
+    goal = tmp_path / "some" / "where" / "new"
+    args = parser().parse_args(finetune(pictures, goal))
+    side = (Interrupted(found.paths), found.labels)
+    with pytest.raises(KeyboardInterrupt), staging(goal):
+        learn(model, side, side, args, keras.callbacks.Callback(), console())
     assert not any(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 """What a file costs by itself: size and latency, of any TFLite, SavedModel or ONNX file."""
 
+import abc
 import dataclasses
 import io
 import json
@@ -14,16 +15,16 @@ WARM_UP = 2  # runs that do not count
 PIXELS = 224  # height and width where a file takes images of any size and does not tell its own
 
 
-class Report:
+class Report(abc.ABC):
     """A dataclass with `rows` that `print` shows as a table, rich's `print` in colour."""
 
     def to_json(self):
         """All of it as a JSON object."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
+    @abc.abstractmethod
     def rows(self):
         """(what, value) as text."""
-        raise NotImplementedError
 
     def __rich__(self):
         from rich.table import Table

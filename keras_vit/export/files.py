@@ -1,5 +1,6 @@
 """Files that run without Keras, of this package or of others: what goes in, what comes out."""
 
+import abc
 import collections
 import json
 import os
@@ -33,7 +34,7 @@ def load(path, threads=None):
     return (ONNX if path.suffix == ".onnx" else TFLite)(path, threads or os.cpu_count())
 
 
-class File:
+class File(abc.ABC):
     """What the three kinds share.
 
     Attributes:
@@ -59,9 +60,9 @@ class File:
         """The error of a file that cannot be loaded, in one line."""
         return ValueError(f"{str(self.path)!r} {what}: {' '.join(str(error).split())}")
 
+    @abc.abstractmethod
     def run(self, **inputs):
         """Arrays by the names of the inputs -> arrays by the names of the outputs."""
-        raise NotImplementedError
 
 
 def counted(names):

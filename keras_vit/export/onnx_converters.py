@@ -13,6 +13,7 @@ from keras_vit.export import common, fold, onnx_weights
 from keras_vit.layers import frozen
 
 OPSET = 18  # the newest that tf2onnx writes
+LACKS = "This model has an operation that ONNX lacks, or lacks in this form: {}"
 PACKAGES = {"tensorflow": "tf2onnx", "torch": "onnxscript", "jax": "jax2onnx"}  # beside onnx
 
 
@@ -36,9 +37,7 @@ def convert(whole, model, batch_size):
             proto = exporters[keras.backend.backend()](whole, model, shape)
             onnx.checker.check_model(proto)
         except (onnx.checker.ValidationError, NotImplementedError) as error:
-            raise ValueError(
-                f"This model has an operation that ONNX lacks, or lacks in this form: {error}"
-            ) from error
+            raise ValueError(LACKS.format(error)) from error
     return proto
 
 
@@ -108,7 +107,7 @@ def _by_torch(whole, model, shape):
             Module().eval(), (x,), dynamo=True, dynamic_shapes=dynamic, verbose=False
         )
     except torch.onnx.OnnxExporterError as error:
-        raise NotImplementedError(error.__cause__ or error) from error
+        raise ValueError(LACKS.format(error.__cause__ or error)) from error
     found.optimize()
     return found.model_proto
 
