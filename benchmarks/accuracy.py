@@ -1,10 +1,10 @@
-"""A checkpoint on photographs: beside timm, and in smaller numbers.
+"""A checkpoint's accuracy on photographs: compared with timm, and quantized.
 
     python benchmarks/accuracy.py MODEL PICTURES
 
 MODEL: a directory in timm's layout, such as deit_tiny_patch16_224.fb_in1k. PICTURES: a folder of
-photographs with labels.json, {file: class}; every fourth calibrates int8. Needs timm and torch,
-with a torchvision, and ai-edge-quantizer.
+photographs with labels.json, {file: class}; every fourth is used to calibrate int8. Needs timm,
+torch, torchvision and ai-edge-quantizer.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import common
 import numpy as np
 
 
-def timms(model, paths):
-    """Logits and pixels, `(B, H, W, C)` in 0..255, of timm's own pipeline."""
+def run_timm(model, paths):
+    """Logits and pixels, `(B, H, W, C)` in 0..255, of timm and its own preprocessing."""
     import torch
     from PIL import Image
 
@@ -31,24 +31,25 @@ def timms(model, paths):
     return logits, pixels
 
 
-def beside_timm(model, directory, paths, classes):
-    logits, pixels = timms(directory, paths)
+def compare_with_timm(model, directory, paths, classes):
+    logits, pixels = run_timm(directory, paths)
     ours = model.predict(paths, batch_size=25, verbose=0)
     converter = model.preprocessor.image_converter
-    found = np.stack([converter.pixels(path) for path in paths])
+    our_pixels = np.stack([converter.pixels(path) for path in paths])
     print("| | keras_vit | timm |\n|---|--:|--:|")
-    right = [f"{(x.argmax(-1) == classes).sum()} of {len(paths)}" for x in (ours, logits)]
-    print(f"| right | {right[0]} | {right[1]} |")
+    correct = [f"{(x.argmax(-1) == classes).sum()} of {len(paths)}" for x in (ours, logits)]
+    print(f"| correct | {correct[0]} | {correct[1]} |")
     same = (ours.argmax(-1) == logits.argmax(-1)).sum()
-    print(f"| the same answer | {same} of {len(paths)} | |")
-    print(f"| largest difference of a logit | {np.abs(ours - logits).max():.3f} | |")
-    print(f"| mean difference of a pixel, of 255 | {np.abs(found - pixels).mean():.5f} | |\n")
+    print(f"| same prediction | {same} of {len(paths)} | |")
+    print(f"| largest difference in a logit | {np.abs(ours - logits).max():.3f} | |")
+    error = np.abs(our_pixels - pixels).mean()
+    print(f"| mean difference per pixel value (0..255) | {error:.5f} | |\n")
 
 
 def files(model, paths, classes, folder):
     import keras_vit
 
-    print("| file | MB | of float32's | right | the model's answer | largest difference |")
+    print("| file | MB | vs float32 | correct | same prediction | largest difference |")
     print("|---|--:|--:|--:|--:|--:|")
     full = None
     for quantize in (None, "float16", "int8_dynamic", "int8"):
@@ -56,20 +57,20 @@ def files(model, paths, classes, folder):
         path = keras_vit.export.to_tflite(
             model, folder / "m.tflite", quantize, calibration=calibration
         )
-        found = keras_vit.export.compare(path, model, paths, labels=classes, threads=2, runs=1)
+        result = keras_vit.export.compare(path, model, paths, labels=classes, threads=2, runs=1)
         size = path.stat().st_size
         full = full or size
-        right = round(found.accuracy * len(paths))
+        correct = round(result.accuracy * len(paths))
         print(
-            f"| TFLite, {quantize or 'float32'} | {size / 1e6:.1f} | {size / full:.3f} | {right} | "
-            f"{found.agreement:.1%} | {found.largest_difference:.2g} |"
+            f"| TFLite, {quantize or 'float32'} | {size / 1e6:.1f} | {size / full:.3f} "
+            f"| {correct} | {result.agreement:.1%} | {result.largest_difference:.2g} |"
         )
 
 
 def quantized(directory, paths, classes):
     import keras_vit
 
-    print("\n| Keras' quantization | weights, MB | of float32's | right |\n|---|--:|--:|--:|")
+    print("\n| `model.quantize` | weights, MB | vs float32 | correct |\n|---|--:|--:|--:|")
     full = None
     for mode in (None, "int8", "int4"):
         model = keras_vit.from_preset(directory)
@@ -77,9 +78,9 @@ def quantized(directory, paths, classes):
             model.quantize(mode)
         size = sum(weight.nbytes for weight in model.get_weights())
         full = full or size
-        found = model.predict(paths, batch_size=25, verbose=0).argmax(-1)
-        right = (found == classes).sum()
-        print(f"| {mode or 'none'} | {size / 1e6:.1f} | {size / full:.3f} | {right} |")
+        predicted = model.predict(paths, batch_size=25, verbose=0).argmax(-1)
+        correct = (predicted == classes).sum()
+        print(f"| {mode or 'none'} | {size / 1e6:.1f} | {size / full:.3f} | {correct} |")
 
 
 def main():
@@ -91,7 +92,7 @@ def main():
 
     paths, classes = common.photographs(options.pictures)
     model = keras_vit.from_preset(options.model)
-    beside_timm(model, options.model, paths, classes)
+    compare_with_timm(model, options.model, paths, classes)
     with tempfile.TemporaryDirectory() as folder:
         files(model, paths, classes, pathlib.Path(folder))
     quantized(options.model, paths, classes)

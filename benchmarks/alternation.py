@@ -1,6 +1,6 @@
-"""Programs in alternation: each in a process of its own, which stands still while others run.
+"""Time programs in alternation: each in its own process, paused while the others run.
 
-A worker prepares itself, warms up and calls `serve(run)`; the parent calls `alternate`.
+A worker prepares, warms up and calls `serve(run)`; the parent calls `alternate`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "OMP_NUM_THREADS": str(THREADS)}
 
 
 def serve(run):
-    """In a worker: run once for each line of stdin, and print the seconds that it took."""
+    """In a worker: run once for each line of stdin, and print the time in seconds."""
     print("READY", flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -25,11 +25,11 @@ def serve(run):
 
 
 def alternate(commands, rounds):
-    """Seconds of each program, run in turn.
+    """Time each program in seconds, taking turns.
 
     Args:
         commands: {name: the arguments of its worker, a Python program}.
-        rounds: how often each runs.
+        rounds: how often each program runs.
 
     Returns:
         {name: [seconds, ...]}
@@ -81,16 +81,16 @@ class _Worker:
 
 
 def medians(times):
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def table(times, base, columns=()):
-    """The medians as Markdown; `base`: the program whose time is 1 in the last column."""
-    found = medians(times)
-    yield "| program | " + "".join(f"{title} | " for title, _ in columns) + "ms | of its rival |"
+    """The medians as Markdown; `base(name)`: the program that the last column compares with."""
+    median_of = medians(times)
+    yield "| program | " + "".join(f"{title} | " for title, _ in columns) + "ms | relative time |"
     yield "|---|" + "--:|" * (len(columns) + 2)
-    for name, median in found.items():
+    for name, median in median_of.items():
         cells = "".join(f"{values[name]} | " for _, values in columns)
-        rival = base(name)
-        ratio = f"{median / found[rival]:.2f}" if rival else ""
+        other = base(name)
+        ratio = f"{median / median_of[other]:.2f}" if other else ""
         yield f"| {name} | {cells}{median * 1e3:.1f} | {ratio} |"

@@ -1,4 +1,4 @@
-"""What several of these programs do: import timm, read photographs, measure in processes."""
+"""Shared by these programs: import timm, read photographs, measure processes."""
 
 import functools
 import json
@@ -11,9 +11,9 @@ import numpy as np
 
 @functools.cache
 def _operators():
-    """Two operators without which a torchvision that has no compiled ones stops timm's import.
+    """Define two operators; without them a torchvision without compiled ones breaks timm's import.
 
-    They live as long as what is returned."""
+    They exist as long as the returned object."""
     import torch
 
     operators = torch.library.Library("torchvision", "FRAGMENT")
@@ -37,11 +37,11 @@ def photographs(folder):
 
 
 def medians(programs, runs):
-    """What programs measure, each run in a process of its own, in alternation.
+    """Medians of what programs measure, in alternation, each run in its own process.
 
     Args:
         programs: {name: Python code that prints RESULT and numbers on a line}.
-        runs: how many count; one more of each goes first.
+        runs: how many runs count, after one to warm up.
 
     Returns:
         {name: [number, ...]}
@@ -49,9 +49,9 @@ def medians(programs, runs):
     results = {name: [] for name in programs}
     for i in range(runs + 1):
         for name, code in programs.items():
-            found = _result(code)
+            numbers = _result(code)
             if i:
-                results[name].append(found)
+                results[name].append(numbers)
     return {n: [statistics.median(c) for c in zip(*r, strict=True)] for n, r in results.items()}
 
 

@@ -1,11 +1,11 @@
-"""TFLite files of ViT-B/16 at 224: ours beside KerasHub's and onnxruntime's, two threads, batch 1.
+"""TFLite files of ViT-B/16 at 224, compared with KerasHub's and onnxruntime's.
 
     python benchmarks/export.py [--rounds N] [--folder DIR]
 
-The same random weights for all. KerasHub's files are those of `export(format="litert")`, quantized
-as ours by TensorFlow's dynamic range; onnxruntime runs timm's model, exported by PyTorch and
-quantized by its own `quantize_dynamic`. Needs torch, timm, onnx, onnxruntime and
-ai-edge-quantizer; files that `--folder` has already are not made again.
+Two threads, batch 1, the same random weights for all. KerasHub's files come from
+`export(format="litert")`, quantized like ours by TensorFlow's dynamic range; onnxruntime runs
+timm's model, exported by PyTorch and quantized by its own `quantize_dynamic`. Needs torch, timm,
+onnx, onnxruntime and ai-edge-quantizer; files that already exist in `--folder` are kept.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import alternation
 import common
 
 NAME = "vit_base_patch16_224"
-RIVALS = {
+COMPARED_WITH = {
     "keras_vit float32": "KerasHub float32",
     "keras_vit float16": "KerasHub float32",
     "keras_vit int8_dynamic": "KerasHub int8_dynamic",
@@ -29,14 +29,14 @@ RIVALS = {
 def files(folder):
     """{program: its file}"""
     modes = ("float32", "float16", "int8_dynamic", "int8")
-    found = {f"keras_vit {mode}": folder / f"ours_{mode}.tflite" for mode in modes}
+    paths = {f"keras_vit {mode}": folder / f"ours_{mode}.tflite" for mode in modes}
     for mode in ("float32", "int8_dynamic"):
-        found[f"KerasHub {mode}"] = folder / f"hub_{mode}.tflite"
-    found["onnxruntime int8_dynamic"] = folder / "timm_int8.onnx"
-    return found
+        paths[f"KerasHub {mode}"] = folder / f"hub_{mode}.tflite"
+    paths["onnxruntime int8_dynamic"] = folder / "timm_int8.onnx"
+    return paths
 
 
-# --- each in a process of its own: torch and TensorFlow do not share one well ---
+# --- each in its own process, because torch and TensorFlow interfere in one ---
 
 
 def weights(folder):
@@ -98,9 +98,9 @@ def onnx(folder):
 def run_tflite(path):
     import numpy as np
 
-    from keras_vit.export import tflite
+    from keras_vit.export import runtime
 
-    loaded = tflite.interpreter(path, alternation.THREADS)
+    loaded = runtime.interpreter(path, alternation.THREADS)
     (details,) = loaded.get_input_details()
     images = np.random.default_rng(0).integers(0, 256, details["shape"])
     loaded.set_tensor(details["index"], images.astype(details["dtype"]))
@@ -133,7 +133,7 @@ def measure(folder, rounds):
     commands = {name: (__file__, "--worker", path) for name, path in programs.items()}
     times = alternation.alternate(commands, rounds)
     sizes = {name: f"{path.stat().st_size / 1e6:.1f}" for name, path in programs.items()}
-    print("\n".join(alternation.table(times, RIVALS.get, [("MB", sizes)])))
+    print("\n".join(alternation.table(times, COMPARED_WITH.get, [("MB", sizes)])))
 
 
 def main():

@@ -1,10 +1,10 @@
-"""`keras-vit finetune` on 4317 flowers, from an ImageNet-1k DeiT-Tiny: accuracy and time.
+"""`keras-vit finetune` on 4317 images of flowers, from an ImageNet-1k DeiT-Tiny: accuracy and time.
 
     python benchmarks/flowers.py [--shared ../shared] [--epochs 3] [options of keras-vit finetune]
     python benchmarks/flowers.py --probe
 
-3400 pictures are for training, 917 for validation. `--probe`: what is to be beaten, logistic
-regression on the class token of the same checkpoint.
+3400 images are for training, 917 for validation. `--probe`: the baseline, logistic regression on
+the class token of the same checkpoint.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 import time
 
-from keras_vit.cli import main as keras_vit
+from keras_vit_command import run as keras_vit
 
 CHECKPOINT = "hub/timm/deit_tiny_patch16_224.fb_in1k"
 PART = 917 / 4317
@@ -28,11 +28,11 @@ def probe(checkpoint, pictures):
     from keras_vit import from_preset, train
 
     found = train.read_folder(pictures)
-    taught, judges = train.split(found.labels, PART)
+    training, validation = train.split_labels(found.labels, PART)
     model = from_preset(checkpoint, num_classes=0)
     features = model.predict(found.paths, verbose=0)
-    head = LogisticRegression(max_iter=1000).fit(features[taught], found.labels[taught])
-    return head.score(features[judges], found.labels[judges])
+    head = LogisticRegression(max_iter=1000).fit(features[training], found.labels[training])
+    return head.score(features[validation], found.labels[validation])
 
 
 def main():
@@ -57,7 +57,7 @@ def main():
         if status:
             raise SystemExit(status)
         minutes = (time.perf_counter() - start[0]) / 60
-        busy = (time.process_time() - start[1]) / 60  # of all cores together
+        busy = (time.process_time() - start[1]) / 60  # all cores together
         with open(folder / "model/training.csv") as log:
             accuracy = [round(float(row["val_accuracy"]), 4) for row in csv.DictReader(log)]
     found = {"val_accuracy": accuracy, "minutes": round(minutes, 1), "cpu_minutes": round(busy, 1)}

@@ -1,9 +1,9 @@
-"""What `import keras_vit` costs beside `import keras_hub`, on which it stands.
+"""The cost of `import keras_vit`, compared with `import keras_hub`, which it depends on.
 
     python benchmarks/importing.py [--runs 9]
 
-Each run is a process of its own, in alternation; counted are its seconds of processor time (which
-other work on the machine moves little) and its peak memory. The first of each is not counted.
+Each run is its own process, in alternation. Reported are CPU time, which other work on the machine
+affects little, and peak memory. The first run of each is not counted.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main():
     programs = {name: f"import {name}{MEASURE}" for name in ("keras_hub", "keras_vit")}
     found = common.medians(programs, parser.parse_args().runs)
     base = found["keras_hub"]
-    print("| import | seconds of processor time | of keras_hub's | MiB | of keras_hub's |")
+    print("| import | CPU seconds | vs keras_hub | MiB | vs keras_hub |")
     print("|---|--:|--:|--:|--:|")
     for name, (seconds, memory) in found.items():
         print(

@@ -1,11 +1,11 @@
-"""ViT-B/16 at 224 on the CPU under TensorFlow, beside KerasHub (TensorFlow) and timm (PyTorch).
+"""ViT-B/16 at 224 with TensorFlow on the CPU, compared with KerasHub and timm (PyTorch).
 
     python benchmarks/inference.py [--rounds N] [--dtype float32 bfloat16] [--batch 1 8]
 
-Random weights, two threads, preprocessed inputs; every program in a process of its own, in
-alternation. Keras' models are called through `tf.function`, timm's in `torch.inference_mode`. The
-share is that of the rate at which this machine multiplies two large matrices in that dtype, with
-the faster of TensorFlow and PyTorch. Needs torch and timm.
+Random weights, two threads, preprocessed inputs; each program in its own process, in alternation.
+Keras models are called through `tf.function`, timm's in `torch.inference_mode`. The last column is
+the share of the rate at which this machine multiplies two large matrices in that dtype, with the
+faster of TensorFlow and PyTorch. Needs torch and timm.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SIZE = 2048  # of the matrices
 
 
 def operations(batch):
-    """Multiplications and additions of one forward pass (all tokens of all blocks)."""
+    """Multiplications and additions in one forward pass (all tokens of all blocks)."""
     block = 12 * TOKENS * WIDTH**2 + 2 * TOKENS**2 * WIDTH
     return 2 * batch * (LAYERS * block + (TOKENS - 1) * PATCH * WIDTH + WIDTH * 1000)
 
@@ -92,7 +92,6 @@ def torch(function, dtype, shape):
 
 def timm(dtype, batch):
     def function(dtype):
-
         timm = common.import_timm()
         return timm.create_model(NAME).eval().to(dtype)
 
@@ -133,7 +132,8 @@ def main():
         name, dtype, batch = options.worker
         {**PROGRAMS, **PRODUCTS}[name](dtype, int(batch))
         return
-    print("| dtype | batch | program | ms | of the faster rival | share of matmul's rate |")
+    columns = ("dtype", "batch", "program", "ms", "vs faster of KerasHub and timm")
+    print(f"| {' | '.join(columns)} | share of matmul rate |")
     print("|---|--:|---|--:|--:|--:|")
     for dtype in options.dtype:
         for batch in options.batch:

@@ -1,9 +1,9 @@
-"""What in a ViT may compute in int8: DeiT-Tiny with one group of operations after another.
+"""Which operations of a ViT tolerate int8: DeiT-Tiny with different groups of them quantized.
 
     python benchmarks/int8.py MODEL PICTURES
 
 MODEL: a directory of deit_tiny_patch16_224.fb_in1k; PICTURES: a folder of photographs with
-labels.json, {file: class}. Every fourth picture calibrates. Needs ai-edge-quantizer.
+labels.json, {file: class}. Every fourth image is used for calibration. Needs ai-edge-quantizer.
 """
 
 import argparse
@@ -18,12 +18,12 @@ import numpy as np
 DENSE = [(".*", "FULLY_CONNECTED"), (".*", "CONV_2D")]
 SCORES, VALUES = (".*attn_1/MatMul;.*", "BATCH_MATMUL"), (".*attn_1/MatMul_1.*", "BATCH_MATMUL")
 GROUPS = {
-    'dense layers and patches (`"int8"`)': DENSE,
-    "and GELU": [*DENSE, (".*", "GELU")],
-    "and scores (query times key)": [*DENSE, SCORES],
-    "and attention times value": [*DENSE, VALUES],
-    "and both": [*DENSE, (".*", "BATCH_MATMUL")],
-    "all that can be": [(".*", "*")],
+    "dense layers and patch projection": DENSE,
+    "plus GELU": [*DENSE, (".*", "GELU")],
+    "plus scores (query times key)": [*DENSE, SCORES],
+    "plus attention times value": [*DENSE, VALUES],
+    "plus both": [*DENSE, (".*", "BATCH_MATMUL")],
+    "everything possible": [(".*", "*")],
 }
 
 
@@ -45,9 +45,9 @@ def quantized(path, operations, pixels):
 
 
 def probabilities(path, pixels):
-    from keras_vit.export import tflite
+    from keras_vit.export import runtime
 
-    run = tflite.interpreter(path, 2).get_signature_runner()
+    run = runtime.interpreter(path, 2).get_signature_runner()
     return np.concatenate([run(images=x[None])["probabilities"] for x in pixels])
 
 
@@ -65,13 +65,14 @@ def main():
         path = pathlib.Path(folder) / "float32.tflite"
         keras_vit.export.to_tflite(model, path)
         known = probabilities(path, pixels).argmax(-1)
-        print(f"| in int8 | right, of {len(paths)} | the model's answer |\n|---|--:|--:|")
+        print(f"| in int8 | correct, of {len(paths)} | same prediction |\n|---|--:|--:|")
         print(f"| nothing | {np.sum(known == classes)} | 100.0% |")
         for group, operations in GROUPS.items():
             other = pathlib.Path(folder) / "int8.tflite"
             other.write_bytes(quantized(path, operations, pixels[::4]))
-            found = probabilities(other, pixels).argmax(-1)
-            print(f"| {group} | {np.sum(found == classes)} | {np.mean(found == known):.1%} |")
+            predicted = probabilities(other, pixels).argmax(-1)
+            correct = np.sum(predicted == classes)
+            print(f"| {group} | {correct} | {np.mean(predicted == known):.1%} |")
 
 
 if __name__ == "__main__":

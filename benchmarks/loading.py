@@ -1,12 +1,12 @@
-"""Time and peak memory of loading ViT-B/16 from a directory, in alternation with KerasHub's
+"""Time and peak memory of loading ViT-B/16 from a directory, compared with KerasHub's
 `from_preset`.
 
     python benchmarks/loading.py [--runs 5]
 
-Both load the same random weights (330 MiB, float32): ours from timm's and from transformers'
-layout, KerasHub from transformers' layout. Each run is a process of its own that imports its
-library and builds a tiny model first; counted are the seconds of `from_preset` and the growth of
-the process's peak memory in it.
+Both load the same random weights (330 MiB, float32): keras_vit from timm's and from transformers'
+layout, KerasHub from transformers' layout. Each run is its own process, in alternation, which
+first imports its library and builds a tiny model. Reported are the time of `from_preset` and how
+much it raises the process's peak memory.
 """
 
 import argparse
@@ -28,7 +28,7 @@ keras_hub.models.ViTBackbone(
     image_shape=(32, 32, 3), patch_size=16, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8)
 load = keras_hub.models.ViTImageClassifier.from_preset
 """
-WRITE = """  # in a process of its own: a child's peak begins at its parent's size
+WRITE = """  # in its own process: a child's peak memory starts at its parent's size
 import pathlib
 import keras_vit
 folder = pathlib.Path({folder!r})

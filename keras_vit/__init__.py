@@ -1,39 +1,20 @@
-"""Vision transformers for Keras 3: the checkpoints of the Hugging Face Hub, exactly."""
+"""Vision transformers for Keras 3, with pretrained weights from the Hugging Face Hub."""
 
-import sys
+from keras_vit import explain, export, layers, models, train
+from keras_vit.models import *  # noqa: F403  the classes of all families
+from keras_vit.version import __version__
+from keras_vit.zoo import from_preset, list_presets, preset_info
 
-# The command `keras-vit` imports what it needs itself, so that --help and list come at once.
-# Everywhere else import loads Keras and registers our classes with it.
-if "keras_vit_command" not in sys.modules:
-    from keras_vit import explain, export, layers, models, save, train
-    from keras_vit.models import (
-        DeiT,
-        DeiTBackbone,
-        HybridViT,
-        HybridViTBackbone,
-        MLPMixer,
-        MLPMixerBackbone,
-        ViT,
-        ViTBackbone,
-    )
-    from keras_vit.zoo import from_preset, list_presets, preset_info
-
-__version__ = "0.1.0"
-__all__ = [
-    "DeiT",
-    "DeiTBackbone",
-    "HybridViT",
-    "HybridViTBackbone",
-    "MLPMixer",
-    "MLPMixerBackbone",
-    "ViT",
-    "ViTBackbone",
-    "explain",
-    "export",
-    "from_preset",
-    "layers",
-    "list_presets",
-    "models",
-    "preset_info",
-    "train",
-]
+__all__ = sorted(
+    [
+        "explain",
+        "export",
+        "from_preset",
+        "layers",
+        "list_presets",
+        "models",
+        "preset_info",
+        "train",
+        *models.__all__,
+    ]
+)

@@ -1,121 +1,57 @@
-"""What `fit`, `evaluate` and `predict` accept, as batches that a preprocessor has seen."""
+"""The input of `fit`, `evaluate` and `predict`, as preprocessed batches."""
 
 import types
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
 
+from keras_vit.arrays import ArrayBatches, ModelInput, Preprocess, as_tuple, in_memory
+from keras_vit.pixels import raw_pixels
+from keras_vit.types import Tensor
 
-class ArrayBatches(keras.utils.PyDataset):
-    """Arrays, or lists of images of any size, as preprocessed batches.
-
-    Shuffled, the order of an epoch follows from `seed` and the number of the epoch alone, so that a
-    run that is resumed sees what an unbroken one would have seen.
-
-    Args:
-        arrays: `(x,)`, `(x, y)` or `(x, y, sample_weight)`, each of the same length.
-        batch_size: images per batch.
-        prepare: function of a batch's (x, y, sample_weight), None where absent.
-        shuffle: whether to shuffle.
-        seed: int.
-    """
-
-    def __init__(self, arrays, batch_size, prepare, shuffle=False, seed=0):
-        super().__init__()
-        lengths = {len(a) for a in tree.flatten(tuple(map(_opaque, arrays)))}
-        if len(lengths) > 1:
-            raise ValueError(
-                "x, y and sample_weight must have the same length. Received: lengths "
-                f"{sorted(lengths)}"
-            )
-        self.size = lengths.pop()
-        if not self.size:
-            raise ValueError("There is nothing to learn from or predict. Received: 0 images")
-        self.arrays = arrays
-        self.batch_size = batch_size
-        self.prepare = prepare
-        self.shuffle = shuffle
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self):
-        return -(-self.size // self.batch_size)
-
-    def order(self):
-        if not self.shuffle:
-            return np.arange(self.size)
-        return np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-
-    def __getitem__(self, index):
-        rows = self.order()[index * self.batch_size : (index + 1) * self.batch_size]
-        batch = tuple(
-            [a[i] for i in rows]
-            if isinstance(a, _Opaque)
-            else tree.map_structure(lambda t: t[rows], a)
-            for a in map(_opaque, self.arrays)
-        )
-        return _tuple(self.prepare(*batch))
+DEFAULT_BATCH_SIZE = 32
 
 
-class _Opaque(list):
-    """A list of images: one leaf, not a structure."""
+class DatasetBatches(ModelInput):
+    """A user's PyDataset with its batches preprocessed; its workers and epoch hooks still apply."""
 
-
-def _opaque(value):
-    """Arrays stay arrays; a list of numbers becomes one; a list of images or paths stays a list."""
-    if isinstance(value, dict):
-        return {key: _opaque(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        if len(value) and isinstance(value[0], (int, float, np.number)):
-            return np.asarray(value)
-        return _Opaque(value)
-    if isinstance(value, np.ndarray):
-        return value
-    return keras.ops.convert_to_numpy(value)
-
-
-def _tuple(batch):
-    return batch if isinstance(batch, tuple) else (batch,)
-
-
-class PreparedBatches(keras.utils.PyDataset):
-    """A user's PyDataset whose batches a preprocessor has seen; its workers and epochs are passed
-    on."""
-
-    def __init__(self, dataset, prepare):
+    def __init__(self, dataset: keras.utils.PyDataset, preprocess: Callable[[Any], tuple]):
         super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
         self.dataset = dataset
-        self.prepare = prepare
+        self.preprocess = preprocess
 
     @property
-    def num_batches(self):
+    def num_batches(self) -> int | None:
+        """As the dataset says; None: unknown."""
         return self.dataset.num_batches
 
     def __getitem__(self, index):
-        return _tuple(self.prepare(*keras.utils.unpack_x_y_sample_weight(self.dataset[index])))
+        return self.preprocess(self.dataset[index])
 
-    def on_epoch_begin(self):
+    def on_epoch_begin(self) -> None:
         self.dataset.on_epoch_begin()
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         self.dataset.on_epoch_end()
 
 
 class FollowEpoch(keras.callbacks.Callback):
-    """Lets the chance of an epoch follow from `seed` and its number: the order of arrays, dropout,
-    stochastic depth.
+    """Derives all randomness of an epoch from `seed` and its number: order, dropout, stochastic
+    depth.
 
-    Keras keeps the states of its random generators in no file; so a run that BackupAndRestore
-    resumes would draw other masks than an unbroken one.
+    Keras does not save the states of its random generators, so a run that BackupAndRestore resumes
+    would otherwise draw other masks than an uninterrupted one.
     """
 
-    def __init__(self, batches, seed=0):
+    def __init__(self, batches: Any, seed: int = 0):
         super().__init__()
         self.batches = batches
         self.seed = seed
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if isinstance(self.batches, ArrayBatches):
             self.batches.epoch = epoch
         states = [v for v in self.model.variables if v.path.endswith("seed_generator_state")]
@@ -124,68 +60,194 @@ class FollowEpoch(keras.callbacks.Callback):
             state.assign(rng.integers(0, 2**31, size=state.shape).astype(state.dtype))
 
 
-def batches(prepare, x, y=None, sample_weight=None, batch_size=None, shuffle=False, seed=0):
-    """Whatever Keras users pass to `fit` as something that yields preprocessed batches.
+class Diverged(keras.callbacks.Callback):
+    """Raises FloatingPointError if the loss of an epoch is NaN or infinite.
+
+    `fit` puts it before the user's callbacks, so that none of them replaces a good file.
+    """
+
+    async_safe = True
+    often = 100  # steps between two looks at the loss: to read it waits for the GPU
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if batch % self.often == self.often - 1 and not np.isfinite(
+            float((logs or {}).get("loss", 0.0))
+        ):
+            self.model.stop_training = True  # the mean over the epoch stays what it is
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        for name in ("loss", "val_loss"):
+            if not np.isfinite(value := float((logs or {}).get(name, 0.0))):
+                raise FloatingPointError(
+                    f"{name} is {value} in epoch {epoch + 1}: the training diverges. Try a lower "
+                    "learning rate, or float32 if the dtype is another."
+                )
+
+
+def batches(
+    preprocess: Preprocess | None,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    batch_size: int | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+) -> Any:
+    """The input of `fit`, of any kind, as preprocessed batches that Keras takes.
 
     Args:
-        prepare: function of (x, y, sample_weight) of one batch.
-        x: arrays, a list of images, a `tf.data.Dataset`, a `PyDataset` or a generator of batches.
+        preprocess: function of (x, y, sample_weight) of one batch; None if x is preprocessed.
+        x: arrays or array-likes, a list of images; or what contains batches: a `tf.data.Dataset`, a
+            `PyDataset`, a torch `DataLoader`, a dataset or DataLoader of grain, a generator.
         y, sample_weight: arrays, where x is one.
         batch_size: for arrays; default 32.
         shuffle, seed: for arrays.
 
     Raises:
-        ValueError: x brings its own labels and y is given too; or x is none of these.
+        ValueError: y is given although x contains labels; or x is none of these.
     """
-    brings_labels = isinstance(x, (keras.utils.PyDataset, types.GeneratorType)) or _is_tf_dataset(x)
-    if brings_labels and any(v is not None for v in (y, sample_weight, batch_size)):
-        raise ValueError(
-            f"A {type(x).__name__} brings labels, weights and batches itself: leave y, "
-            "sample_weight and batch_size out."
-        )
-    if _is_tf_dataset(x):
-        import tensorflow as tf
-
-        return x.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-    if isinstance(x, keras.utils.PyDataset):
-        return PreparedBatches(x, prepare)
-    if isinstance(x, types.GeneratorType):
-        return (_tuple(prepare(*keras.utils.unpack_x_y_sample_weight(b))) for b in x)
+    if isinstance(x, ModelInput):
+        return x
+    kind = _kind(x)
+    if preprocess is None and kind is _of_tf and y is None and sample_weight is None:
+        return x
+    preprocess = preprocess or keras.utils.pack_x_y_sample_weight
+    if kind is not None:
+        if y is not None or sample_weight is not None:
+            raise ValueError(
+                f"A {type(x).__name__} contains labels and weights: leave out y and sample_weight."
+            )
+        return kind(x, lambda batch: as_tuple(preprocess(*_unpacked(batch))))
     shape = tuple(getattr(x, "shape", ()))
     if len(shape) == 3 or not (shape or isinstance(x, (list, tuple, dict))):
         raise ValueError(
             "x must be an array (B, H, W, C), a list of images, a tf.data.Dataset, a "
-            "keras.utils.PyDataset or a generator of batches; for one image write [image]. "
-            f"Received: {type(x).__name__}" + (f" of shape {shape}" if shape else "")
+            "keras.utils.PyDataset, a torch DataLoader, a grain dataset or a generator of batches; "
+            f"for a single image pass [image]. Received: {type(x).__name__}"
+            + (f" of shape {shape}" if shape else "")
         )
-    arrays = tuple(v for v in (x, y, sample_weight) if v is not None)
     if sample_weight is not None and y is None:
         raise ValueError("sample_weight needs y. Received: y=None")
-    return ArrayBatches(arrays, batch_size or 32, prepare, shuffle, seed)
+    arrays = (x, *(labels(v) for v in (y, sample_weight) if v is not None))
+    return ArrayBatches(arrays, batch_size or DEFAULT_BATCH_SIZE, preprocess, shuffle, seed)
 
 
-def _is_tf_dataset(x):
-    return type(x).__module__.startswith("tensorflow") and hasattr(x, "element_spec")
+def labels(value: Any) -> Any:
+    """Labels or weights as numpy arrays, read once: they are small."""
+    value = in_memory(value)
+    return np.asarray(value) if isinstance(value, list) else value
 
 
-def check_classes(labels, classes):
-    """Raises where labels of a sparse loss are not from 0 to `classes` - 1."""
-    listed = isinstance(labels, (list, tuple))
-    labels = np.asarray(labels) if listed else keras.ops.convert_to_numpy(labels)
+def contains_batches(x: Any) -> bool:
+    """Whether x is a dataset, loader or generator that batches itself, not an array or a list."""
+    return isinstance(x, ModelInput) or _kind(x) is not None
+
+
+def _kind(x):
+    """The function that preprocesses the batches of a dataset of that kind; None: it is none."""
+    if isinstance(x, keras.utils.PyDataset):
+        return DatasetBatches
+    if isinstance(x, types.GeneratorType):
+        return _of_generator
+    for parent in type(x).__mro__:
+        library = parent.__module__.split(".")[0]
+        found = KINDS.get((library, parent.__name__))
+        if found is not None:
+            return found
+    return None
+
+
+def _unpacked(batch):
+    """(x, y, sample_weight) of a batch."""
+    return keras.utils.unpack_x_y_sample_weight(batch)
+
+
+def _of_generator(generator, preprocess):
+    return (preprocess(batch) for batch in generator)
+
+
+def _of_tf(dataset, preprocess):
+    import tensorflow as tf
+
+    def checked(*batch):
+        if dtype.is_floating:  # a graph does not know values
+            with tf.control_dependencies(
+                [tf.numpy_function(_check, tf.nest.flatten(batch)[:1], [])]
+            ):
+                batch = tf.nest.map_structure(tf.identity, batch)
+        return preprocess(batch)
+
+    dtype = tf.nest.flatten(dataset.element_spec)[0].dtype
+    return dataset.map(checked, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def _check(x):
+    raw_pixels(x)
+
+
+def _of_torch(loader, preprocess):
+    """A DataLoader of torch, whose batches are preprocessed in this process."""
+    from torch.utils.data import DataLoader, IterableDataset
+
+    class Preprocessed(IterableDataset):
+        def __iter__(self):
+            return (preprocess(tree.map_structure(_from_torch, batch)) for batch in loader)
+
+    class Sized(Preprocessed):
+        def __len__(self):
+            return len(loader)
+
+    sized = hasattr(loader.dataset, "__len__")
+    return DataLoader(Sized() if sized else Preprocessed(), batch_size=None)
+
+
+def _from_torch(leaf):
+    return in_memory(leaf) if hasattr(leaf, "shape") else leaf
+
+
+def _of_grain(dataset, preprocess):
+    return dataset.map(preprocess)
+
+
+def _of_grain_loader(loader, preprocess):
+    """A DataLoader of grain, whose batches are preprocessed in this process."""
+    import grain
+
+    class Iterator(grain.DatasetIterator):
+        def __init__(self):
+            super().__init__()
+            self.batches = iter(loader)
+
+        def __next__(self):
+            return preprocess(next(self.batches))
+
+        def get_state(self):
+            return self.batches.get_state()
+
+        def set_state(self, state):
+            self.batches.set_state(state)
+
+    class Preprocessed(grain.IterDataset):
+        def __iter__(self):
+            return Iterator()
+
+    return Preprocessed()
+
+
+KINDS = {  # by library and class; none of these is imported before somebody uses it
+    ("tensorflow", "DatasetV2"): _of_tf,
+    ("torch", "DataLoader"): _of_torch,
+    ("grain", "MapDataset"): _of_grain,
+    ("grain", "IterDataset"): _of_grain,
+    ("grain", "DataLoader"): _of_grain_loader,
+}
+
+
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Raise a ValueError unless all labels of a sparse loss are from 0 to `classes` - 1."""
+    labels = np.asarray(in_memory(labels))
     if labels.dtype.kind not in "biuf" or not np.all((labels >= 0) & (labels < classes)):
         raise ValueError(
             f"Labels must be whole numbers from 0 to {classes - 1}, as the model has {classes} "
             f"classes. Received: {np.unique(labels)[:8]}, {labels.dtype} {labels.shape}"
         )
-
-
-def split(arrays, fraction):
-    """The last `fraction` of each array apart, before any shuffling, as Keras does: (training,
-    validation)."""
-    arrays = tuple(arrays)
-    size = len(next(a for a in arrays if a is not None))
-    kept = int(size * (1 - fraction))
-    if kept in (0, size):
-        raise ValueError(f"validation_split={fraction} of {size} images leaves one side empty.")
-    cut = [(None, None) if a is None else (a[:kept], a[kept:]) for a in arrays]
-    return tuple(zip(*cut, strict=True))

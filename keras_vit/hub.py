@@ -1,22 +1,25 @@
-"""One file down from the Hugging Face Hub, and safetensors into named tensors.
+"""Files of the Hugging Face Hub or of a directory.
 
-The transfer is huggingface_hub's: cache, locks between processes, progress bar, resuming, waits.
+huggingface_hub does the transfer: cache, locks between processes, progress bar, resuming, retries.
 """
 
-import functools
+import hashlib
 import json
+import os
 import pathlib
 import re
 import time
+from typing import Any
 
 import huggingface_hub
-import ml_dtypes  # noqa: F401  teaches numpy the name "bfloat16", which safetensors asks for
-import numpy as np
-import safetensors
 from huggingface_hub import constants, errors
 
-from keras_vit.hub_errors import HubError as HubError  # part of what this module offers
-from keras_vit.hub_errors import MissingFile, NotCached, explain, missing, transient
+from keras_vit.hub_errors import DamagedError, MissingFile, NotCached, explain, missing, transient
+from keras_vit.hub_errors import HubError as HubError  # public here, too
+from keras_vit.hub_waiting import Limits, limited
+from keras_vit.tensor_files import lfs_pointer, read_safetensors
+from keras_vit.text import printable
+from keras_vit.types import Path
 from keras_vit.weights import Tensor, WeightsError
 
 CONFIG = "config.json"
@@ -27,21 +30,27 @@ WAITS = (1, 4)  # seconds before the second and the third attempt
 
 
 class Repository:
-    """A directory, or a repository of the Hub, as a place to take files from.
+    """A directory, or a repository on the Hub, as a source of files.
 
-    The first file pins the commit: all files come from the same one, whatever is pushed meanwhile.
-    What was taken once is there without a network. The environment variable HF_ENDPOINT names a
-    mirror of the Hub.
+    The first file pins the commit: all files come from the same one, even if someone pushes
+    meanwhile. Cached files need no network. The environment variable HF_ENDPOINT sets a mirror.
 
     Args:
-        name: a directory, or `org/name`, with `hf://` before and `@revision` behind it if you like.
-        revision: a branch, a tag or a commit; the Hub's `main` by default.
-        token: a token, or None for the one that `hf auth login` stored.
-        cache_dir: where files are kept; huggingface_hub's cache by default.
-        local_files_only: take files from the cache only.
+        name: a directory, or `org/name`, optionally as `hf://org/name@revision`.
+        revision: a branch, tag or commit; by default `main`.
+        token: an access token; None: the one that `hf auth login` stored.
+        cache_dir: where downloads are kept; by default huggingface_hub's cache.
+        local_files_only: use cached files only.
     """
 
-    def __init__(self, name, revision=None, token=None, cache_dir=None, local_files_only=False):
+    def __init__(
+        self,
+        name: Path,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | None = None,
+        local_files_only: bool = False,
+    ):
         name = str(name)
         self.directory = None if name.startswith("hf://") else pathlib.Path(name)
         if self.directory is not None and not self.directory.is_dir():
@@ -49,12 +58,12 @@ class Repository:
         self.id, _, suffix = name.removeprefix("hf://").partition("@")
         if self.directory is None and suffix and revision and suffix != revision:
             raise ValueError(
-                f"Two revisions were asked for: {suffix!r} in the name and {revision!r}. "
-                "Say one of them."
+                f"The name says revision {suffix!r}, the argument {revision!r}. Give one of them."
             )
         self.revision = suffix or revision
         self.local_files_only = local_files_only
-        self.options = {
+        self._missing: set[str] = set()
+        self.options: dict[str, Any] = {
             "token": token,
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,
@@ -64,25 +73,25 @@ class Repository:
         return str(self.directory) if self.directory is not None else self.id
 
     @property
-    def commit(self):
+    def commit(self) -> str | None:
         """The commit that the files come from; None for a directory, or before the first file."""
         if self.directory is None and re.fullmatch("[0-9a-f]{40}", self.revision or ""):
             return self.revision
         return None
 
     @property
-    def uri(self):
-        """The directory, or `hf://org/name@commit`, which asks for the very same files again."""
+    def uri(self) -> str:
+        """The directory, or `hf://org/name@commit`, which gives the same files again."""
         if self.directory is not None:
             return str(self.directory)
         return f"hf://{self.id}" + (f"@{self.revision}" if self.revision else "")
 
-    def file(self, filename):
-        """The local path of a file, downloaded if it is not in the cache yet.
+    def file(self, filename: str) -> pathlib.Path:
+        """The local path of a file, which is downloaded unless it is in the cache.
 
         Raises:
             MissingFile: there is no such file.
-            HubError: any other reason why the file cannot be had.
+            HubError: the file cannot be downloaded.
         """
         if self.directory is not None:
             path = self.directory / filename
@@ -90,20 +99,18 @@ class Repository:
                 raise MissingFile(f"{self.directory} has no file {filename}. {self._holds()}")
             return path
         path = pathlib.Path(self._ask(filename))
-        snapshot = path.parents[len(pathlib.PurePath(filename).parts) - 1]
-        if snapshot.parent.name == "snapshots":
-            self.revision = snapshot.name
+        self.revision = snapshot_of(path).name
         return path
 
-    def find(self, filename):
-        """As `file`, but None where there is no such file."""
+    def find(self, filename: str) -> pathlib.Path | None:
+        """Like `file`, but None if there is no such file."""
         try:
             return self.file(filename)
         except MissingFile:
             return None
 
-    def has(self, filename):
-        """Whether the file is there; nothing is downloaded."""
+    def has(self, filename: str) -> bool:
+        """Whether the file exists; nothing is downloaded."""
         if self.directory is not None:
             return (self.directory / filename).is_file()
         try:
@@ -112,27 +119,42 @@ class Repository:
             return False
         return True
 
-    def json(self, filename):
-        """A JSON file as a dict.
+    def json(self, filename: str) -> dict[str, Any]:
+        """The content of a JSON file.
 
         Raises:
-            ValueError: the file is not JSON, or not an object.
+            ValueError: the file is not JSON, or holds no object.
         """
         path = self.file(filename)
         try:
             value = json.loads(path.read_text("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}. {self._again(path)}") from error
+            said = f"{path} is not valid JSON: {error}. {self._again(path)}"
+            raise ValueError(lfs_pointer(path) or said) from error
         if not isinstance(value, dict):
             raise ValueError(f"{path} must hold a JSON object. Received: {type(value).__name__}")
         return value
 
-    def tensors(self):
-        """The tensors of model.safetensors, or of its shards: a dict of `Tensor`.
+    def safetensors(self, filename: str) -> dict[str, Tensor]:
+        """The tensors of one safetensors file, by key.
 
         Raises:
-            MissingFile: there is no safetensors file; a pickle is never opened.
-            WeightsError: a file that is cut off or corrupt.
+            MissingFile: there is no such file.
+            WeightsError: the file is truncated or corrupt.
+        """
+        path = self.file(filename)
+        return read_safetensors(path, self._again(path))
+
+    def beside(self, name: Path, revision: str | None = None) -> "Repository":
+        """Another repository, with this one's token and cache."""
+        return Repository(name, revision, **self.options)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of model.safetensors, or of its shards, by key.
+
+        Raises:
+            MissingFile: there is no safetensors file; pickles are never opened.
+            WeightsError: a file is truncated or corrupt.
         """
         try:
             path = self.find(WEIGHTS)
@@ -147,24 +169,24 @@ class Repository:
         pickles = [name for name in PICKLES if self.has(name)]
         if pickles:
             raise MissingFile(
-                f"{self} holds its weights in {pickles[0]} only, not in {WEIGHTS}. Such a file "
-                "can run any code when it is opened, so it is refused. Convert it, for instance by "
+                f"{self} has its weights only in {pickles[0]}, not in {WEIGHTS}. Opening such a "
+                "file can run arbitrary code, so it is refused. Convert it, for example with "
                 "https://huggingface.co/spaces/safetensors/convert, or ask its owner to."
             )
         if self.directory is None:
             raise missing(WEIGHTS, self.id, self.revision)
         raise MissingFile(
-            f"{self.directory} has no file {WEIGHTS}, where the weights should be. {self._holds()}"
+            f"{self.directory} has no file {WEIGHTS} with the weights. {self._holds()}"
         )
 
     def _holds(self):
         names = sorted(path.name for path in self.directory.iterdir())
-        return f"It holds: {', '.join(names[:12]) or 'nothing'}."
+        return f"It contains: {printable(', '.join(names[:12])) or 'nothing'}."
 
     def _shards(self):
         shards = self.json(INDEX).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
-            raise WeightsError(f"{INDEX} of {self} has no weight_map from keys to file names.")
+            raise WeightsError(f"{INDEX} of {self} has no weight_map from tensor names to files.")
         tensors = {}
         for shard in sorted(set(shards.values())):
             if pathlib.PurePath(shard).name != shard:
@@ -174,82 +196,84 @@ class Repository:
         return tensors
 
     def _ask(self, filename, **options):
-        """`hf_hub_download`; a 5xx or a reset amid a download, where it gives up, is retried."""
-        if self.commit and self._cached(filename) is False:  # no need to ask: commits do not change
+        """`hf_hub_download`, with retries where it has none: a 5xx, a reset or damage during a
+        download."""
+        # A 404 may have been a passing one: the cache's note of it counts only without a network.
+        if filename in self._missing or (self._offline and self._cached(filename) is False):
             raise missing(filename, self.id, self.revision)
-        options = {**self.options, **options}
+        options, limits = {**self.options, **options}, Limits()
         for wait in (*WAITS, None):
             try:
-                return huggingface_hub.hf_hub_download(
-                    self.id, filename, revision=self.revision, **options
-                )
+                before = self._cached(filename)
+                with limited(limits):
+                    path = huggingface_hub.hf_hub_download(
+                        self.id, filename, revision=self.revision, **options
+                    )
+                if isinstance(path, str) and path != before:
+                    check_download(pathlib.Path(path))
+                return path
             except Exception as error:
                 if wait is None or not transient(error):
                     raise self._explain(error, filename) from error
             time.sleep(wait)
 
+    @property
+    def _offline(self):
+        return self.options["local_files_only"] or constants.is_offline_mode()
+
     def _explain(self, error, filename):
         found = explain(error, filename, self.id, self.revision, self.local_files_only)
-        if isinstance(error, errors.RemoteEntryNotFoundError):  # this, too, says the commit
+        if isinstance(error, errors.RemoteEntryNotFoundError):  # a 404 names the commit, too
             commit = error.response.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)
             self.revision = commit or self.revision
-        if isinstance(found, NotCached) and self._cached(filename) is False:
-            return missing(filename, self.id, self.revision)
+            self._missing.add(filename)
+        if isinstance(found, NotCached):
+            self.options["local_files_only"] = True  # it is out of reach: do not wait again
+            if self._cached(filename) is False:
+                return missing(filename, self.id, self.revision)
         return found
 
     def _cached(self, filename):
-        """A file's path in the cache; False: there is known to be no such file; None: unknown."""
+        """A file's path in the cache; False: known not to exist; None: unknown."""
         found = huggingface_hub.try_to_load_from_cache(
             self.id, filename, self.options["cache_dir"], self.revision
         )
         return False if found is huggingface_hub._CACHED_NO_EXIST else found
 
     def _again(self, path):
-        """What to do with a damaged file. The cache's links lead to the file that must go."""
+        """What to do about a damaged file. Snapshots are links to the file to delete."""
         if self.directory is not None:
             return "Copy or save it again."
-        return f"Delete {pathlib.Path(path).resolve()} and load again: it is then downloaded anew."
+        path, file = pathlib.Path(path), pathlib.Path(path).resolve()
+        inside = file.is_relative_to(snapshot_of(path).parents[1].resolve())
+        named = printable(file if inside else path)
+        return f"Delete {named} and load again: it will be downloaded again."
 
 
-def read_safetensors(path, advice=""):
-    """The tensors of a safetensors file as a dict of `Tensor`; nothing but the header is read yet.
+def snapshot_of(path: pathlib.Path) -> pathlib.Path:
+    """The folder of the cache that has a file, and is named for its commit."""
+    return next(folder for folder in path.parents if folder.parent.name == "snapshots")
 
-    Args:
-        path: the file.
-        advice: what to do if it is damaged; goes into the error.
+
+def check_download(path: pathlib.Path) -> None:
+    """Compare a large file, just downloaded, with its hash; note that it exists.
+
+    The ETag of such a file, by which the cache names it, is its sha256. That takes 0.25 s for a
+    ViT-B of 350 MB; the environment variable KERAS_VIT_CHECK_DOWNLOADS=0 turns it off.
 
     Raises:
-        WeightsError: the file is cut off, or not a safetensors file.
+        DamagedError: they differ; the file is deleted.
     """
-
-    def read(key, rows=slice(None)):
-        # Opened for each part: pages of one long mapping would count as this process's memory.
-        with safetensors.safe_open(path, framework="numpy") as file:
-            part = file.get_slice(key)
-            array = part[rows] if part.get_shape() else file.get_tensor(key)
-        if array.dtype.kind not in "fV":
-            raise WeightsError(f"{key} of {path} holds {array.dtype}, not floating-point numbers.")
-        return array if array.dtype in ("float32", "float64") else array.astype("float32")
-
-    def tensor(file, key):
-        part = functools.partial(read, key)
-        return Tensor(tuple(file.get_slice(key).get_shape()), part, part)
-
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {key: tensor(file, key) for key in file.keys()}
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError, MemoryError) as error:
-        raise WeightsError(
-            f"{path} is not a complete safetensors file ({error}). {advice}".rstrip()
-        ) from error
-
-
-def write_safetensors(path, tensors):
-    """Write a dict of `Tensor` to a safetensors file, as float32, by way of a file beside it."""
-    from safetensors.numpy import save_file
-
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".partial")
-    arrays = {key: np.ascontiguousarray(t.read(), dtype="float32") for key, t in tensors.items()}
-    save_file(arrays, partial, metadata={"format": "pt"})
-    partial.replace(path)
+    snapshot = snapshot_of(path)
+    # huggingface_hub may have noted that there is no such file.
+    note = snapshot.parents[1] / ".no_exist" / snapshot.name / path.relative_to(snapshot)
+    note.unlink(missing_ok=True)
+    file = path.resolve()
+    wanted = os.environ.get("KERAS_VIT_CHECK_DOWNLOADS", "1") != "0"
+    if wanted and re.fullmatch("[0-9a-f]{64}", file.name):
+        with open(file, "rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != file.name:
+            path.unlink()
+            file.unlink(missing_ok=True)
+            raise DamagedError(path.name)

@@ -6,13 +6,16 @@ import fnmatch
 import functools
 import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
 from keras.src.backend.common import global_state
 
 from keras_vit.keys import key_of, spellings
+from keras_vit.layers.lora import kernels_with_lora, low_rank_variables, value
+from keras_vit.text import printable
 
 CHUNK = 1 << 20  # bytes
 
@@ -27,39 +30,62 @@ class Tensor:
     """A tensor of a checkpoint: its shape, how to read it, and, for a file, how to read some rows
     of it."""
 
-    shape: tuple
+    shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
-    rows: Callable[[slice], np.ndarray] | None = None
+    read_rows: Callable[[slice], np.ndarray] | None = None
 
-    def into(self, out):
+    def into(self, out: np.ndarray) -> None:
         """Fill an array of that shape, about a megabyte at a time."""
-        if self.rows is None or out.nbytes <= CHUNK:
+        if self.read_rows is None or out.nbytes <= CHUNK:
             out[...] = self.read()
             return
         step = max(1, CHUNK * self.shape[0] // out.nbytes)
         for start in range(0, self.shape[0], step):
             part = slice(start, min(start + step, self.shape[0]))
-            out[part] = self.rows(part)
+            out[part] = self.read_rows(part)
 
 
-def to_keras(array, path):
-    """A checkpoint's array in Keras' order: kernels `(out, in, *space)` -> `(*space, in, out)`."""
-    return np.moveaxis(array, (1, 0), (-2, -1)) if path.endswith("/kernel") else array
+# Axes of a checkpoint's array that go to the end in Keras, by the variable's leaf:
+AXES = {
+    "kernel": (1, 0),  # (out, in, *space) -> (*space, in, out)
+    "depthwise_kernel": (0, 1),  # (C, 1, *space) -> (*space, C, 1)
+    "bias_table": (2, 0),  # (heads, *distances) -> (*distances, heads)
+}
 
 
-def to_torch(array, path):
+def to_keras(array: np.ndarray, path: str) -> np.ndarray:
+    """A checkpoint's array in Keras' order of axes, for the variable of that path."""
+    axes = AXES.get(path.rpartition("/")[2])
+    return np.moveaxis(array, axes, (-2, -1)) if axes else array
+
+
+def to_torch(array: np.ndarray, path: str) -> np.ndarray:
     """The inverse of `to_keras`."""
-    return np.moveaxis(array, (-2, -1), (1, 0)) if path.endswith("/kernel") else array
+    axes = AXES.get(path.rpartition("/")[2])
+    return np.moveaxis(array, (-2, -1), axes) if axes else array
 
 
-def variables(model):
-    """The variables that a checkpoint holds: all but the states of random generators."""
-    return [v for v in model.weights if not v.path.endswith("seed_generator_state")]
+def variables(model: keras.Model) -> list[Any]:
+    """The variables that a checkpoint holds: all but LoRA's and the states of random generators."""
+    low_rank = low_rank_variables(model)
+    return [
+        v
+        for v in model.weights
+        if id(v) not in low_rank and not v.path.endswith("seed_generator_state")
+    ]
 
 
-def load(
-    model, tensors, rename, names=None, optional=(), ignore=(), adapt=None, where="the checkpoint"
-):
+def load_tensors(
+    model: keras.Model,
+    tensors: dict[str, Tensor],
+    rename: dict[str, str],
+    names: dict | None = None,
+    fresh: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    optional: Iterable[str] = (),
+    resizers: dict[str, Callable] | None = None,
+    where: str = "the checkpoint",
+) -> None:
     """Assign a checkpoint's tensors to a model's variables.
 
     Args:
@@ -67,45 +93,63 @@ def load(
         tensors: dict of `Tensor`.
         rename: rows `our key = timm's key`.
         names: rows `timm's key = the file's`, for another layout.
-        optional: beginnings of keys that are not read: such variables keep their initial values,
-            such tensors may be left over.
+        fresh: paths of variables, or `layer/*` for all of a layer: these keep their initial values,
+            and tensors for them may be left over.
         ignore: patterns of the file's keys that may be left over.
-        adapt: a `Resize`, or None.
+        optional: layers that keep their initial values if the file does not have them.
+        resizers: as `Backbone.resizers` gives them.
         where: what to call the file in errors.
 
     Raises:
-        WeightsError: one report of all that does not fit; nothing has been assigned.
+        WeightsError: one report of all that does not fit, and nothing has been assigned; or a
+            tensor with NaN or infinity.
     """
     plan, missing, misshaped, used = [], [], [], set()
+    tensors = dict(tensors)
     for variable in variables(model):
-        key = key_of(variable.path, rename)
-        if _leads(key, optional):
+        if any(fnmatch.fnmatch(variable.path, pattern) for pattern in fresh):
             continue
-        options = spellings(key, names or {})
+        options = spellings(key_of(variable.path, rename), names or {})
         sources = next((keys for keys in options if all(k in tensors for k in keys)), None)
         if sources is None:
-            missing.append(" + ".join(options[0]))
+            if variable.path.partition("/")[0] not in optional:
+                missing.append(" + ".join(options[0]))
             continue
         used.update(sources)
+        tensors |= {k: _as_dense(tensors[k], variable) for k in sources}
         shapes = [tensors[k].shape for k in sources]
-        if not _fits(_joined(shapes), variable, adapt is not None and adapt.handles(key)):
+        resizer = _resizer(variable, resizers or {})
+        if not _fits(_joined(shapes), variable, resizer is not None):
             found = " + ".join(map(str, shapes))
-            wanted = _shape_in_file(variable)
+            wanted = _turned(tuple(variable.shape), variable.path, to_torch)
             misshaped.append(f"{' + '.join(sources)}: {found} in the file, {wanted} in the model")
-        plan.append((variable, key, sources))
-    left = tuple(k for o in optional for keys in spellings(o, names or {}) for k in keys)
+        plan.append((variable, sources, resizer))
+    left = [(key, path.endswith("/*")) for path in fresh for key in _keys(path, rename, names)]
     unused = [
         k
         for k in tensors
-        if k not in used and not _leads(k, left) and not any(fnmatch.fnmatch(k, p) for p in ignore)
+        if k not in used
+        and not any(k == key or (whole and k.startswith(f"{key}.")) for key, whole in left)
+        and not any(fnmatch.fnmatch(k, pattern) for pattern in ignore)
     ]
     _report(where, missing, unused, misshaped)
-    for variable, key, sources in plan:
-        fill(variable, functools.partial(_value, variable, key, sources, tensors, adapt))
+    for variable, sources, resizer in plan:
+        fill(variable, functools.partial(_value, variable, sources, tensors, resizer, where))
+
+
+def _keys(path, rename, names):
+    """The keys that a file may have for a path."""
+    key = key_of(path.removesuffix("/*"), rename)
+    return [k for keys in spellings(key, names or {}) for k in keys]
+
+
+def _resizer(variable, resizers):
+    matching = (r for pattern, r in resizers.items() if fnmatch.fnmatch(variable.path, pattern))
+    return next(matching, None)
 
 
 @contextlib.contextmanager
-def deferred():
+def deferred() -> Iterator[None]:
     """Variables built inside get their values as it ends; where it fails, none of them is made.
 
     Keras would make them all the same, a model's worth of memory for an error, and after an error
@@ -116,14 +160,29 @@ def deferred():
             try:
                 yield
             except BaseException:
-                global_state.set_global_attribute("uninitialized_variables", [])
+                _forget()
                 raise
     except BaseException:
-        global_state.set_global_attribute("uninitialized_variables", [])
+        _forget()
         raise
 
 
-def fill(variable, read):
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Variables built inside have a shape, but never a value, and so no memory."""
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        _forget()
+
+
+def _forget():
+    """Keras keeps a list of variables that still need a value."""
+    global_state.set_global_attribute("uninitialized_variables", [])
+
+
+def fill(variable: Any, read: Callable[[], np.ndarray]) -> None:
     """Give a variable the array that `read` returns: at once, or when Keras initialises it.
 
     Inside a `keras.StatelessScope` variables have a shape and an initializer, which Keras calls as
@@ -149,13 +208,9 @@ class _Lent:
         return self.array
 
 
-def _shape_in_file(variable):
-    shape = tuple(variable.shape)
-    return (shape[-1], shape[-2], *shape[:-2]) if variable.path.endswith("/kernel") else shape
-
-
-def _leads(key, beginnings):
-    return any(key == b or key.startswith(b + ".") for b in beginnings)
+def _turned(shape, path, turn):
+    """The shape of what `to_keras` or `to_torch` makes of an array of that shape."""
+    return turn(np.broadcast_to(np.empty((), "b"), shape), path).shape
 
 
 def _joined(shapes):
@@ -167,22 +222,34 @@ def _joined(shapes):
     return (sum(s[0] for s in shapes), *shapes[0][1:])
 
 
-def _fits(shape, variable, adaptable):
+def _fits(shape, variable, resizable):
     wanted = tuple(variable.shape)
     if shape is None or len(shape) != len(wanted):
         return False
-    if variable.path.endswith("/kernel"):
-        shape = (*shape[2:], shape[1], shape[0])
-    return shape[-1] == wanted[-1] if adaptable else shape == wanted
+    shape = _turned(shape, variable.path, to_keras)
+    return shape[-1] == wanted[-1] if resizable else shape == wanted
 
 
-def _value(variable, key, sources, tensors, adapt):
+def _as_dense(tensor, variable):
+    """The weight of a 1x1 convolution, (out, in, 1, 1), as that of a dense layer, (out, in)."""
+    if len(variable.shape) != 2 or tuple(tensor.shape[2:]) != (1, 1):
+        return tensor
+    rows = tensor.read_rows
+    return Tensor(
+        tensor.shape[:2],
+        lambda: tensor.read()[:, :, 0, 0],
+        None if rows is None else lambda part: rows(part)[:, :, 0, 0],
+    )
+
+
+def _value(variable, sources, tensors, resizer, where):
     """The array that a variable takes: joined, in Keras' axis order, resized where it must be."""
     shape = tuple(variable.shape)
     found = [tensors[k] for k in sources]
-    if adapt is not None and adapt.handles(key):
+    if resizer is not None:
         # Also where the shape fits: grids of 2 x 3 and of 3 x 2 patches have equal tables.
-        return np.ascontiguousarray(adapt(key, to_keras(found[0].read(), variable.path), shape))
+        array = np.ascontiguousarray(resizer(to_keras(found[0].read(), variable.path), shape))
+        return finite(array, " + ".join(sources), where)
     array = _room(shape)
     view = to_torch(array, variable.path)
     if len(found) == 1:
@@ -191,7 +258,31 @@ def _value(variable, key, sources, tensors, adapt):
         ends = np.cumsum([tensor.shape[0] for tensor in found])
         for tensor, end in zip(found, ends, strict=True):
             tensor.into(view[end - tensor.shape[0] : end])
+    return finite(array, " + ".join(sources), where)
+
+
+def finite(array: np.ndarray, name: str, where: str) -> np.ndarray:
+    """The array itself.
+
+    Raises:
+        WeightsError: it holds NaN or infinity.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = array.sum()  # one fast pass; a sum of finite numbers may still overflow
+    if not np.isfinite(total):
+        wrong = array.size - np.count_nonzero(np.isfinite(array))
+        if wrong:
+            raise WeightsError(
+                f"The tensor {name} of {where} holds NaN or infinity in {wrong:,} of "
+                f"{array.size:,} values: the training diverged, or the file is damaged."
+            )
     return array
+
+
+def check_finite(model: keras.Model, where: str) -> None:
+    """Raises a WeightsError where a variable of a model holds NaN or infinity."""
+    for variable in variables(model):
+        finite(keras.ops.convert_to_numpy(variable), variable.path, where)
 
 
 def _room(shape):
@@ -212,30 +303,33 @@ def _report(where, missing, unused, misshaped):
     if any(titles.values()):
         lines = [f"The weights of {where} do not fit the model:"]
         for title, keys in titles.items():
-            lines += [f"  {len(keys)} {title}:"] * bool(keys) + [f"    {key}" for key in keys]
+            lines += [f"  {len(keys)} {title}:"] * bool(keys) + [
+                f"    {printable(key)}" for key in keys
+            ]
         raise WeightsError("\n".join(lines))
 
 
-def export(model, rename):
-    """A model's variables under timm's keys and axis order, as a dict of `Tensor`.
+def export(model: keras.Model, rename: dict[str, str]) -> dict[str, Tensor]:
+    """A model's variables under timm's keys and axis order, as a dict of `Tensor`; LoRA is merged.
 
     Raises:
         ValueError: the model is quantized.
     """
     check_float(model, "Another layout or architecture")
+    adapted = kernels_with_lora(model)
     found = {}
     for variable in variables(model):
-        shape = to_torch(np.empty(variable.shape, "b"), variable.path).shape
+        shape = _turned(tuple(variable.shape), variable.path, to_torch)
 
         def read(variable=variable):
-            array = np.asarray(variable.numpy() if hasattr(variable, "numpy") else variable.value)
+            array = value(variable, adapted)
             return np.ascontiguousarray(to_torch(array, variable.path))
 
         found[key_of(variable.path, rename)] = Tensor(shape, read)
     return found
 
 
-def check_float(model, what):
+def check_float(model: keras.Model, what: str) -> None:
     """Raises where dense layers are quantized; `what` needs the weights themselves."""
     layers = (layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dense))
     modes = {layer.quantization_mode for layer in layers} - {None}
@@ -246,7 +340,12 @@ def check_float(model, what):
         )
 
 
-def parts(tensor, keys):
+def as_convolution(tensor: Tensor) -> Tensor:
+    """The weight of a dense layer, (out, in), as that of a 1x1 convolution, (out, in, 1, 1)."""
+    return Tensor((*tensor.shape, 1, 1), lambda: tensor.read()[:, :, None, None])
+
+
+def parts(tensor: Tensor, keys: list[str]) -> dict[str, Tensor]:
     """A tensor under one key, or cut on its first axis into equal parts under several."""
     if len(keys) == 1:
         return {keys[0]: tensor}

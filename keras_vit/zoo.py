@@ -1,64 +1,69 @@
-"""The only place where name, family, weights and preprocessing meet."""
+"""Presets by name, and models from them: here name, family, weights and preprocessing meet."""
 
-import contextlib
 import difflib
-import fnmatch
+import logging
 import pathlib
+from typing import Any, Unpack
 
-import keras
-
-from keras_vit import checks, hub, layouts, models, presets, weights
+import keras_vit_presets as presets
+from keras_vit import checks, hub, layouts, weights
 from keras_vit.images import ImageConverter, ImagePreprocessor
-from keras_vit.keys import spellings
-from keras_vit.layers.patches import pair
-from keras_vit.layouts import kerashub, saved
+from keras_vit.keys import key_of, spellings
+from keras_vit.layouts import Spec
+from keras_vit.layouts.saved import Saved
+from keras_vit.layouts.spec import BUILDING
 from keras_vit.models.classifier import ImageClassifier
-from keras_vit.resize import Resize
+from keras_vit.types import Path, PresetOptions
 
+log = logging.getLogger("keras_vit")
 CHECKPOINT = "checkpoint"  # the size of the checkpoint itself
-DIRECTORY = "a directory that holds config.json"
+# The arguments of from_preset, by what they change:
+BACKBONE = ("image_size", "in_channels", "patch_size", "drop_path_rate")
+HEAD = ("pooling", "drop_rate", "labels")
+IMAGES = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
+PLACE = ("revision", "token", "cache_dir", "local_files_only")
+DIRECTORY = "a directory with a config.json"
 
 
-def list_presets(pattern="*"):
-    """The names of all presets that match, `*` and `?` standing for anything:
-    `list_presets("deit*")`."""
-    return [name for name in presets.checkpoints() if fnmatch.fnmatch(name, pattern)]
+def list_presets(pattern: str = "*") -> list[str]:
+    """The names of all presets that match a pattern, whatever its case.
+
+    Args:
+        pattern: `"deit*"`, where `*` stands for any text, `?` for one character; or, without
+            these, a part of the name: `"tiny"`.
+    """
+    return presets.matching(pattern)
 
 
-def preset_info(name):
-    """What is known of a preset.
+def preset_info(name: str) -> dict[str, Any]:
+    """Facts about a preset.
 
     Returns:
         A dict: name, class, source (the Hub's repository), image_size (pixels), num_classes,
-            params, top1 and top5
-        (ImageNet-1k, per cent, or None), license, and the numbers of its preprocessing.
+        params, top1 and top5 (ImageNet-1k, per cent, or None), license, and the settings of its
+        preprocessing.
 
     Raises:
-        ValueError: an unknown name; the nearest ones are said.
+        ValueError: an unknown name; the message lists the nearest ones.
     """
     row = presets.checkpoints().get(name)
     if row is None:
         raise ValueError(unknown(name))
-    table = presets.families()[row["family"]]
     return {
         "name": name,
-        "class": table["class"],
-        "source": row.get("hub", f"timm/{name}") if "path" not in row else "in this package",
-        "image_size": row["size"],
-        "num_classes": row["classes"],
-        "params": row["params"],
-        "top1": row.get("top1"),
-        "top5": row.get("top5"),
-        "license": row["license"],
-        **table["norms"][row["norm"]],
-        "crop_pct": row["crop"],
-        "crop_mode": row.get("crop_mode", "center"),
-        "interpolation": row.get("interpolation", "bicubic"),
+        "class": row.cls,
+        "source": row.repository or "in this package",
+        "num_classes": row.num_classes,
+        "params": row.params,
+        "top1": row.top1,
+        "top5": row.top5,
+        "license": row.license,
+        **row.images,
     }
 
 
-def unknown(name):
-    """What to say of a name that is none."""
+def unknown(name: str) -> str:
+    """The message for a name that is not a preset."""
     why = presets.unsupported().get(name)
     if why:
         return f"{name} is not supported: {why}."
@@ -66,7 +71,7 @@ def unknown(name):
         return f"There is no file {name}."
     if name.startswith((".", "/", "~")) or pathlib.Path(name).is_file():
         return (
-            f"{name} is not a directory. A preset on disk is {DIRECTORY}, or a file of weights "
+            f"{name} is not a directory. A preset on disk is {DIRECTORY}, or a weights file "
             f"({', '.join(layouts.SUFFIXES)})."
         )
     stem, _, tag = name.lower().replace("-", "_").partition(".")
@@ -79,167 +84,206 @@ def unknown(name):
     hint = f"The nearest names are: {', '.join(near[:6])}. " if near else ""
     return (
         f"Unknown preset {name!r}. {hint}A preset is a name of keras_vit.list_presets() or "
-        f'`keras-vit list`, a repository of the Hub ("hf://org/name"), {DIRECTORY}, or a file of '
-        f"weights ({', '.join(layouts.SUFFIXES)}); of the last two none is called so here."
+        f'`keras-vit list`, a repository of the Hub ("hf://org/name"), {DIRECTORY}, or a weights '
+        f"file ({', '.join(layouts.SUFFIXES)}). There is no directory or file of this name."
     )
 
 
-def from_preset(preset, **options):
+def from_preset(preset: Path, **options: Unpack[PresetOptions]) -> ImageClassifier:
     """A classifier with the weights of a checkpoint; its class follows from the checkpoint.
 
     Arguments and errors as in `ViT.from_preset`.
     """
-    return load(ImageClassifier, preset, **options)
+    return load_classifier(ImageClassifier, preset, **options)
 
 
-def load(
-    cls,
-    preset,
-    *,
-    num_classes=None,
-    image_size=CHECKPOINT,
-    in_channels=None,
-    patch_size=None,
-    pooling=None,
-    drop_rate=None,
-    drop_path_rate=None,
-    dtype=None,
-    load_weights=True,
-    **source_options,
-):
+def load_classifier(
+    cls: type[ImageClassifier], preset: Path, **options: Unpack[PresetOptions]
+) -> ImageClassifier:
     """`from_preset` of all classes; see `ImageClassifier.from_preset`."""
-    checks.known(source_options, load, hub.Repository.__init__)
-    any_size = image_size is None
-    backbone = {
-        "image_size": None if image_size == CHECKPOINT else image_size,
-        "in_channels": in_channels,
-        "patch_size": patch_size,
-        "drop_path_rate": drop_path_rate,
-    }
-    backbone = checks.wishes(backbone)
-    head = checks.wishes({"pooling": pooling, "drop_rate": drop_rate})
-    num_classes = checks.wishes({"num_classes": num_classes})["num_classes"]
-    changes = [{k: v for k, v in d.items() if v is not None} for d in (backbone, head)]
-    if any_size:
-        changes[0]["image_size"] = None
-    spec, tensors = find(
-        preset, source_options, load_weights, dtype, any((*changes, num_classes is not None))
-    )
-    if isinstance(spec, keras.Model):
-        check_class(cls, type(spec), preset)
-        return spec
-    check_class(cls, getattr(models, spec.cls), preset)
-    if tensors is None and load_weights:
-        tensors = without_prefix(spec.source.tensors(), spec.prefix)
-        tensors = spec.prepare(tensors) if spec.prepare else tensors
-        checks.depth(spec, tensors)
-    model = build(spec, tensors if load_weights else None, *changes, num_classes, dtype)
-    model.source = spec.source.uri if load_weights else None
-    model.preset = spec.name or None
+    checks.known(options, PresetOptions.__annotations__)
+    load_weights, dtype = options.get("load_weights", True), options.get("dtype")
+    size = options.pop("image_size", CHECKPOINT)
+    if size != CHECKPOINT:
+        options["image_size"] = size
+    asked = checks.requests(dict(options))
+    backbone, head, images, place = (_chosen(asked, n) for n in (BACKBONE, HEAD, IMAGES, PLACE))
+    if size is None:
+        backbone["image_size"] = None
+    spec = find_spec(preset, place, load_weights, asked)
+    made = _class_to_make(cls, spec, preset)
+    _check_heads(spec, asked.get("num_heads"), preset)
+    classes = asked.get("num_classes")
+    changed = backbone or head or images or classes is not None or made is not spec.cls
+    if spec.restore and not changed:
+        model = spec.restore(dtype, load_weights)
+    else:
+        tensors = spec.tensors() if load_weights else None
+        if tensors is not None and spec.with_tensors:
+            spec = spec.with_tensors(tensors)
+        if images:
+            channels = backbone.get("in_channels", spec.backbone["in_channels"])
+            spec.images = _prepared(spec.images, images, channels)
+        if spec.note:
+            log.warning(spec.note)
+        with BUILDING:
+            model = build_classifier(spec, tensors, backbone, head, classes, dtype, made)
+        if isinstance(spec.source, Saved):
+            spec.source.freeze(model.backbone)
+        model.preset = spec.name or None
+    model.source = spec.source.uri if load_weights and spec.source else None
     return model
 
 
-def find(preset, source_options, load_weights, dtype, changed):
-    """Where a preset's numbers come from.
+def _chosen(options, names):
+    return {name: options[name] for name in names if name in options}
 
-    Returns:
-        (spec, None) where the tensors are still to be read; (spec, tensors) for a Keras directory
-        that is to be changed; (model, None) for one that is taken as it is.
+
+def _class_to_make(cls, spec, preset):
+    """The checkpoint's class, or one that a user derived from it."""
+    if issubclass(cls, spec.cls) and layouts.family_of(cls).name == spec.family:
+        return cls
+    if not issubclass(spec.cls, cls):
+        raise ValueError(
+            f"{preset} is a checkpoint of {spec.cls.__name__}, not of {cls.__name__}. "
+            f"Use keras_vit.{spec.cls.__name__}.from_preset or keras_vit.from_preset."
+        )
+    return spec.cls
+
+
+def _check_heads(spec, num_heads, preset):
+    """The argument is for files that do not say it."""
+    own = spec.backbone.get("num_heads")
+    if num_heads not in (None, own):
+        raise ValueError(
+            f"{preset} has {own or 'no'} attention heads. Received: num_heads={num_heads}"
+        )
+
+
+def _prepared(images, given, channels):
+    """Arguments of `ImageConverter` with those of a caller, one number of each per channel."""
+    for name in ("mean", "std"):
+        if name in given and len(given[name]) not in (1, channels):
+            raise checks.WrongValue(
+                f"{name} must be one number, or one for each of {channels} channels. "
+                f"Received: {len(given[name])}"
+            )
+    if not images and not ("mean" in given and "std" in given):
+        raise checks.WrongValue("The preset has no preprocessing. Pass both mean= and std=.")
+    full = {
+        k: v * channels if k in ("mean", "std") and len(v) == 1 else v for k, v in given.items()
+    }
+    return {**(for_channels(images, channels) if images else {}), **full}
+
+
+def find_spec(
+    preset: Path,
+    source_options: dict[str, Any],
+    load_weights: bool = True,
+    given: dict[str, Any] | None = None,
+) -> Spec:
+    """The `Spec` of a preset; no weights are read, nothing is built.
+
+    Args:
+        preset: as in `from_preset`.
+        source_options: arguments of `hub.Repository`.
+        load_weights: False: the name of an architecture is accepted, too.
+        given: as in `layouts.spec_of_file`.
     """
     preset = str(preset)
     row = presets.checkpoints().get(preset)
     if row is not None:
-        place = (
-            presets.FOLDER / row["path"]
-            if "path" in row
-            else f"hf://{row.get('hub', f'timm/{preset}')}"
-        )
-        return layouts.from_row(preset, hub.Repository(place, **source_options)), None
-    if not load_weights and presets.architecture(preset):
-        return layouts.from_architecture(preset), None
+        return layouts.from_checkpoint(row, hub.Repository(row.place, **source_options))
+    architecture = None if load_weights else layouts.from_architecture(preset)
+    if architecture:
+        return architecture
     if preset.endswith(layouts.SUFFIXES) and pathlib.Path(preset).is_file():
-        return layouts.spec_of_file(preset), None
+        return layouts.spec_of_file(preset, given)
     is_directory = preset and pathlib.Path(preset).is_dir()
     is_name = preset.count("/") == 1 and not preset.startswith((".", "/", "~"))
     is_name &= not preset.endswith(layouts.SUFFIXES)
     if not is_directory and not is_name and not preset.startswith("hf://"):
         raise ValueError(unknown(preset))
-    repository = hub.Repository(preset, **source_options)
-    config = repository.json(hub.CONFIG)
-    if "registered_name" not in config or kerashub.is_preset(config):
-        return layouts.from_repository(repository), None
-    model = saved.load(repository, dtype, load_weights)
-    if not changed:
-        return model, None
-    spec = saved.spec_of_model(model, repository)
-    return spec, weights.export(model, spec.rename)
+    return layouts.from_repository(hub.Repository(preset, **source_options))
 
 
-def check_class(cls, found, preset):
-    if not issubclass(found, cls):
-        raise ValueError(
-            f"{preset} is a checkpoint of {found.__name__}, not of {cls.__name__}. "
-            f"Use keras_vit.{found.__name__}.from_preset or keras_vit.from_preset."
-        )
-
-
-def build(spec, tensors, backbone, head, num_classes, dtype):
-    """The model of a spec, with changes of its backbone and head, and with its tensors loaded, if
-    there are any."""
-    cls = getattr(models, spec.cls)
-    new = {**spec.backbone, **backbone}
-    if new["image_size"] is None:  # any size: the table keeps the checkpoint's grid
-        if cls.backbone_cls.fixed_size:
-            raise ValueError(one_size(cls.backbone_cls, pair(spec.backbone["image_size"]), None))
-        new["grid_size"] = grid(spec, cls.backbone_cls)
+def build_classifier(
+    spec: Spec,
+    tensors: dict[str, weights.Tensor] | None,
+    backbone: dict[str, Any],
+    head: dict[str, Any],
+    num_classes: int | None,
+    dtype: Any,
+    cls: type[ImageClassifier] | None = None,
+) -> ImageClassifier:
+    """The model of a spec, with changes of its backbone and head, and with the tensors loaded, if
+    given."""
+    cls = cls or spec.cls
+    trunk = cls.backbone_cls.changed(spec.backbone, backbone)
+    if trunk["image_size"] is None and "grid_size" in trunk:  # the table keeps the spec's grid
+        trunk["grid_size"] = cls.backbone_cls.grid(spec.backbone)
     kept = num_classes is None
-    classes = spec.num_classes if kept else num_classes
-    head = {**spec.head, **head, "labels": spec.labels if kept else None}
-    optional = [] if kept and classes else ["head", "head_dist"]
-    if "pooling" in backbone | head and head.get("pooling", "token") != spec.head.get(
-        "pooling", "token"
-    ):
-        optional += ["attn_pool", "fc_norm"]
+    classes = spec.num_classes if num_classes is None else num_classes
+    heads = [f"{name}/{leaf}" for name in cls.head_names for leaf in ("kernel", "bias")]
+    fresh = [] if kept else heads
+    changed = {**spec.head, **head}
+    if changed.get("pooling") != spec.head.get("pooling") and head.get("pooling"):
+        fresh += ["attn_pool/*", "fc_norm/*"]
     representation = representation_width(spec, tensors)
     # Where a trained head stands on this layer, both stay.
-    under_head = kept and spec.head.get("representation_size")
-    if representation and (not classes or under_head):
-        head["representation_size"] = representation
+    stays = cls.keeps_pre_logits or (kept and spec.head.get("representation_size"))
+    if representation and (stays or not classes):
+        changed["representation_size"] = representation
     else:
-        optional.append("pre_logits")
-    # In the scope variables wait for their values: `weights.load` says where these come from.
-    with weights.deferred() if tensors is not None else contextlib.nullcontext():
-        trunk = cls.backbone_cls(**new, dtype=dtype)
-        images = {**spec.images, "image_size": trunk.image_size or spec.images["image_size"]}
-        images = ImageConverter(**for_channels(images, new.get("in_channels", 3)))
-        model = cls(trunk, classes, preprocessor=ImagePreprocessor(images), compile=False, **head)
+        changed["representation_size"] = None
+        fresh.append("pre_logits/*")
+    changed.setdefault("labels", spec.labels if kept else None)
+    changed["activation"] = spec.activation if kept else "auto"
+    # Inside, variables get no initial values: `weights.load_tensors` sets them.
+    with weights.deferred():
+        trunk = cls.backbone_cls(**trunk, dtype=dtype)
+        preprocessor = _preprocessor(spec.images, trunk)
+        model = cls(trunk, classes, preprocessor=preprocessor, compile=False, **changed)
+        checks.size(model, spec.source, tensors)
         if tensors is not None:
-            weights.load(
+            weights.load_tensors(
                 model,
                 tensors,
-                spec.rename,
+                spec.table.rename,
                 names=spec.names,
-                optional=tuple(optional),
+                fresh=fresh,
                 ignore=spec.ignore,
-                adapt=resize(spec, trunk) if backbone else None,
+                optional=spec.optional,
+                resizers=trunk.resizers(spec.backbone) if backbone else None,
                 where=str(spec.source or spec.name),
             )
     model.compile()
     return model
 
 
-def representation_width(spec, tensors):
-    """The width of the checkpoint's pre-logits layer (transformers: the pooler), None where there
-    is none."""
-    for (key,) in spellings("pre_logits.weight", spec.names or {}):
-        if tensors and key in tensors:
-            return tensors[key].shape[0]
+def _preprocessor(images, backbone):
+    """The preprocessor with those arguments of `ImageConverter`; None: there are none."""
+    if not images:
+        return None
+    size = backbone.image_size or images.get("image_size") or backbone.example_size
+    images = {**images, "image_size": size}
+    converter = ImageConverter(**for_channels(images, backbone.options["in_channels"]))
+    return ImagePreprocessor(converter)
+
+
+def representation_width(spec: Spec, tensors: dict[str, weights.Tensor] | None) -> int | None:
+    """The width of the checkpoint's pre-logits layer (transformers: the pooler); None: there is
+    none."""
+    key = key_of("pre_logits/kernel", spec.table.rename)
+    for (name,) in spellings(key, spec.names or {}):
+        if tensors and name in tensors:
+            return tensors[name].shape[0]
     return spec.head.get("representation_size") if tensors is None else None
 
 
-def for_channels(images, channels):
-    """Preprocessing numbers for another number of channels: grey takes the mean, more repeat in
-    turn."""
+def for_channels(images: dict[str, Any], channels: int) -> dict[str, Any]:
+    """Mean and std for another number of channels: one channel takes the average, more channels
+    repeat them in turn."""
     count = len(images["mean"])
     if channels == count:
         return images
@@ -248,38 +292,3 @@ def for_channels(images, channels):
     else:
         means = {k: [images[k][i % count] for i in range(channels)] for k in ("mean", "std")}
     return {**images, **means}
-
-
-def grid(spec, backbone_cls):
-    """(rows, columns) of patches of the checkpoint."""
-    stride = backbone_cls.stride(spec.backbone)
-    return tuple(size // stride for size in pair(spec.backbone["image_size"]))
-
-
-def resize(spec, trunk):
-    """How the checkpoint's tables and kernels become those of the backbone."""
-    size = pair(spec.backbone["image_size"])
-    if trunk.fixed_size and size != trunk.image_size:
-        raise ValueError(one_size(type(trunk), size, trunk.image_size))
-    prefix = 0 if trunk.options.get("no_embed_class") else trunk.num_prefix_tokens
-    patch = spec.backbone["patch_size"]
-    resample = trunk.options.get("resample", "bicubic")
-    return Resize(grid(spec, type(trunk)), trunk.grid_size, prefix, patch, resample=resample)
-
-
-def one_size(backbone_cls, size, wanted):
-    """What to say where the weights fit images of one size only."""
-    return (
-        f"The weights of a {backbone_cls.__name__} fit images of {size[0]} x {size[1]} pixels "
-        f"only. Received: image_size={wanted}"
-    )
-
-
-def without_prefix(tensors, prefixes):
-    """Tensors under the keys of the trunk: what a layout puts before them is cut off."""
-    for prefix in prefixes:
-        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    return tensors
-
-
-ImageClassifier.load = load

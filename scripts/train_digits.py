@@ -1,9 +1,9 @@
 """Train the small ViT that ships with the package, presets/vit_digits, on scikit-learn's digits.
 
-    python scripts/train_digits.py    two minutes on two cores; 97 % of the digits held out
+    python scripts/train_digits.py    two minutes on two cores; 97 % on held-out digits
 
-It learns from the first 1000. scikit-learn orders the digits by their writers: the other 797, held
-out, were written by other people.
+It is trained on the first 1000. scikit-learn orders the digits by writer: the other 797, which are
+held out, are by other writers.
 """
 
 import argparse
@@ -15,25 +15,27 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import keras_vit
-from keras_vit import demo, presets, train, weights
+import keras_vit_presets as presets
+from keras_vit import demo, train, weights
 
 FOLDER = pathlib.Path(__file__).parents[1] / "presets" / "vit_digits"
 
 
-def main():
+def main() -> None:
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     args.add_argument("--epochs", type=int, default=120)
     args.add_argument("--output", type=pathlib.Path, default=FOLDER)
     args = args.parse_args()
     keras.utils.set_random_seed(0)
     images, labels = demo.digits()
-    taught, held_out = (
-        (images[rows], labels[rows]) for rows in (slice(demo.TRAINED), slice(demo.TRAINED, None))
+    training, held_out = (
+        (images[rows], labels[rows])
+        for rows in (slice(demo.CHECKPOINT_DIGITS), slice(demo.CHECKPOINT_DIGITS, None))
     )
     model = keras_vit.from_preset(demo.PRESET, load_weights=False, drop_path_rate=0.1)
     train.finetune(
         model,
-        taught,
+        training,
         held_out,
         args.epochs,
         batch_size=50,
@@ -42,14 +44,14 @@ def main():
         verbose=2,
     )
     write(model, args.output)
-    found = keras_vit.from_preset(str(args.output))
-    print(f"accuracy on the held-out digits, as written: {demo.accuracy(found, *held_out):.4f}")
+    saved = keras_vit.from_preset(str(args.output))
+    print(f"accuracy of the saved model on held-out digits: {demo.accuracy(saved, *held_out):.4f}")
 
 
-def write(model, folder):
-    """Weights as float16 and the config, in timm's layout."""
+def write(model: keras_vit.ViT, folder: pathlib.Path) -> None:
+    """Write float16 weights and the config, in timm's layout."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = weights.export(model, presets.families()["vit"]["rename"])
+    tensors = weights.export(model, presets.families()["vit"].rename)
     half = {key: np.ascontiguousarray(t.read(), "float16") for key, t in sorted(tensors.items())}
     save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
     images = model.preprocessor.image_converter

@@ -27,14 +27,18 @@ class Failure:
         drop: send this many bytes of the answer's body, then end the connection.
         reset: end it by a TCP reset instead of an orderly close.
         stall: then wait, until `release()`, before going on.
+        flip: change the last byte of the content.
+        silent: accept the request, and answer nothing until `release()`.
         length: claim this Content-Length, send as many bytes of the file as there are, and close.
         methods, file: which requests; None: any file.
     """
 
-    def __init__(self, status=None, headers=None, drop=None, reset=False, stall=False, length=None,
-                 methods=("HEAD", "GET"), file=None, times=10**9):  # fmt: skip
+    def __init__(self, status=None, headers=None, drop=None, reset=False, stall=False,
+                 silent=False, flip=False, length=None, methods=("HEAD", "GET"), file=None,
+                 times=10**9):  # fmt: skip
         self.status, self.headers, self.length = status, headers or {}, length
-        self.drop, self.reset, self.stall = drop, reset, stall
+        self.drop, self.reset, self.stall, self.silent = drop, reset, stall, silent
+        self.flip = flip
         self.methods, self.file, self.times = methods, file, times
         self.reached = threading.Event()
         self.released = threading.Event()
@@ -163,6 +167,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 )
             )
         failure = hub.failure(self.command, file)
+        if failure and failure.silent:
+            self.close_connection = True
+            failure.reached.set()
+            failure.released.wait(60)
+            return None
         if failure and failure.status:
             return self.refuse(failure.status, **failure.headers)
         if not direct and self.refused(name, revision, file):
@@ -220,6 +229,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if asked:
             status, start = 206, int(asked.removeprefix("bytes=").partition("-")[0])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if failure is not None and failure.flip:
+            content = content[:-1] + bytes([content[-1] ^ 1])
         body = content[start:]
         if failure is None or self.command == "HEAD":
             return self.reply(status, headers, body)

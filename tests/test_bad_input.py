@@ -77,7 +77,7 @@ def change(folder, file=CONFIG, **fields):
 def test_an_unknown_name(name, nearest):
     message = refused(name)
     assert message.startswith(f"Unknown preset {name!r}. The nearest names are: {nearest}")
-    assert 'a repository of the Hub ("hf://org/name"), a directory that holds' in message
+    assert 'a repository of the Hub ("hf://org/name"), a directory with' in message
 
 
 def test_a_name_that_is_like_no_other():
@@ -104,9 +104,9 @@ def test_another_class(folder):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b'{"layers": 3, "width": 8}', "of no layout that is read here: timm's has `architecture`"),
-        (b'{"layers": 3, "width": 8}', "Found: layers, width."),
-        (b"{}", "Found: nothing."),
+        (b'{"layers": 3, "width": 8}', "none of the supported layouts: timm's has `architecture`"),
+        (b'{"layers": 3, "width": 8}', "Its fields: layers, width."),
+        (b"{}", "Its fields: nothing."),
         (b"[1, 2]", "must hold a JSON object. Received: list"),
         (b"", "config.json is not valid JSON"),
         (b'{"architecture": "vit', "Copy or save it again."),
@@ -122,26 +122,26 @@ def test_an_unknown_layout(folder, unchanged, content, message):
 
 TIMM_FIELDS = [
     ({"architecture": "resnet50"}, "architecture 'resnet50', which is not supported. Supported"),
-    ({"architecture": "vit_tinny_patch16_224"}, "The nearest that are: vit_tiny_patch16"),
-    ({"architecture": 5}, "architecture must be a text. Received: 5"),
+    ({"architecture": "vit_tinny_patch16_224"}, "The nearest supported ones: vit_tiny_patch16"),
+    ({"architecture": 5}, "architecture must be a string. Received: 5"),
     ({"model_args": ["x"]}, "model_args must be an object. Received: ['x']"),
     ({"model_args__rope_theta": 5}, "changes rope_theta of vit_tiny_patch16_224, which is not"),
     ({"model_args__act_layer": "mish"}, "act_layer must be one of gelu, gelu_new"),
     (
         {"model_args__global_pool": "max"},
-        "global_pool='max' is not supported: a vit has only token, avg",
+        "global_pool='max' is not supported. Supported for vit: token, avg",
     ),
     ({"model_args__embed_dim": "8"}, "embed_dim must be a whole number from 1 to 65536. Received"),
     ({"model_args__embed_dim": 10**9}, "Received: 1000000000"),
     ({"model_args__depth": 10**6}, "depth must be a whole number from 1 to 256"),
-    ({"model_args__embed_dim": 2**16}, "The model would have 3e+10 weights, more than any that"),
+    ({"model_args__embed_dim": 2**16}, "The model would have 3e+10 weights, more than any known"),
     ({"model_args__qkv_bias": "yes"}, "qkv_bias must be true or false. Received: 'yes'"),
     ({"model_args__mlp_ratio": float("inf")}, "mlp_ratio must be a finite number"),
-    ({"model_args__num_heads": 3}, "num_heads must divide the width of the tokens"),
+    ({"model_args__num_heads": 3}, "width of the tokens must be divisible by num_heads"),
     ({"model_args__img_size": 10}, "must be a multiple of the patch size 4. Received: 10 pixels"),
     ({"pretrained_cfg__mean": []}, "mean must be a list of numbers. Received: []"),
     ({"pretrained_cfg__std": [1, 0, 1]}, "std must be a positive number. Received: 0"),
-    ({"pretrained_cfg__std": [1, 1]}, "mean and std must be as many. Received: 3 and 2"),
+    ({"pretrained_cfg__std": [1, 1]}, "mean and std must have equal lengths. Received: 3 and 2"),
     ({"pretrained_cfg__crop_mode": "border"}, "crop_mode must be one of center, squash"),
     ({"pretrained_cfg__interpolation": "random"}, "interpolation must be one of bicubic, bilinear"),
     ({"num_classes": -3}, "num_classes must be a whole number from 0"),
@@ -187,11 +187,14 @@ def test_a_field_of_a_transformers_config(tmp_path, unchanged, file, fields, mes
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"image_shape": (8, 8, 3)}, "from_preset has no argument image_shape. It takes: preset, "),
+        (
+            {"image_shape": (8, 8, 3)},
+            "from_preset has no argument image_shape. It takes: num_classes, ",
+        ),
         ({"num_classes": -1}, "num_classes must be a whole number from 0 to"),
         ({"num_classes": 2.5}, "num_classes must be a whole number from 0 to"),
-        ({"image_size": 9}, "multiple of the patch size 4. Received: 9 pixels; the nearest mul"),
-        ({"image_size": (8, 10)}, "width of the images that the model takes (image_size) must be"),
+        ({"image_size": 9}, "multiple of the patch size 4. Received: 9 pixels. The nearest mul"),
+        ({"image_size": (8, 10)}, "width of the input images (image_size) must be"),
         ({"image_size": 0}, "image_size must be a whole number from 1"),
         ({"image_size": "224"}, "image_size must be a whole number, or two: (height, width)"),
         ({"patch_size": 3}, "must be a multiple of the patch size 3. Received: 8 pixels"),
@@ -221,7 +224,7 @@ def test_no_weights(tmp_path, unchanged, layout):
     (folder / WEIGHTS).unlink()
     unchanged()
     message = refused(folder, MissingFile)
-    assert f"{folder} has no file {WEIGHTS}, where the weights should be. It holds: " in message
+    assert f"{folder} has no file {WEIGHTS} with the weights. It contains: " in message
 
 
 class Trap:
@@ -240,7 +243,7 @@ def test_a_pickle_is_refused_unopened(folder, tmp_path, unchanged, name):
     (folder / name).write_bytes(pickle.dumps(Trap(tmp_path / "trap")))
     unchanged()
     message = refused(folder, MissingFile)
-    assert f"{folder} holds its weights in {name} only, not in {WEIGHTS}." in message
+    assert f"{folder} has its weights only in {name}, not in {WEIGHTS}." in message
     assert "is refused. Convert it" in message
 
 
@@ -330,8 +333,12 @@ def test_a_wide_config_is_refused_before_memory_is_taken(folder, unchanged):
 @pytest.mark.parametrize(
     "fields, options, message",
     [
-        ({"patch_size": 4096, "img_size": 8192}, {"image_size": 4096}, "The patch kernel is 4 x 4"),
-        ({"img_size": 4096}, {"in_channels": 1}, "The position table has 5 rows, but a grid of"),
+        (
+            {"patch_size": 4096, "img_size": 8192},
+            {"image_size": 4096},
+            "kernel in the file is 4 x 4",
+        ),
+        ({"img_size": 4096}, {"in_channels": 1}, "The position embedding has 5 rows, but a grid"),
     ],
 )
 def test_a_config_that_lies_about_what_is_to_be_resized(
@@ -401,13 +408,16 @@ def test_a_file_that_is_no_picture(model, tmp_path, unchanged, content):
 
 
 IMAGES = {
-    "no image": ([], "There is nothing to learn from or predict. Received: 0 images"),
+    "no image": ([], "There are no images to train on or predict. Received: 0 images"),
     "no image in an array": (np.zeros((0, 8, 8, 3)), "Received: 0 images"),
-    "five channels": (np.zeros((2, 8, 8, 5)), "images of 3 channels. Received: shape (2, 8, 8, 5)"),
+    "five channels": (
+        np.zeros((2, 8, 8, 5)),
+        "images of 3 channels, channels last. Received: shape (2, 8, 8, 5)",
+    ),
     "two channels": (np.zeros((8, 8, 2)), "load it with from_preset(..., in_channels=)"),
     "a row": (np.zeros(8), "Received: float64 of shape (8,)"),
     "five axes": (np.zeros((1, 1, 8, 8, 3)), "Received: shape (1, 1, 8, 8, 3)"),
-    "no pixels": (np.zeros((1, 0, 8, 3)), "An image without pixels. Received: shape (1, 0, 8, 3)"),
+    "no pixels": (np.zeros((1, 0, 8, 3)), "An image has no pixels. Received: shape (1, 0, 8, 3)"),
     "nothing": (None, "An image is a path, a PIL image, or an array of numbers"),
     "bytes": ([b"\xff\xd8"], "Received: bytes"),
     "a number": ([np.zeros((8, 8, 3)), 5], "Received: int"),

@@ -1,16 +1,18 @@
 """keras-vit export, compare and benchmark: files, what they cost and give, and what goes wrong."""
 
 import json
+import os
+import re
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vit.cli import main
-from keras_vit.cli.exporting import classes
-from keras_vit.cli.main import parser
 from keras_vit.demo import digits
+from keras_vit_command import run as main
+from keras_vit_command.exporting import ONNX, SAVED_MODEL, TFLITE, classes, format_of
+from keras_vit_command.parser import parser
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="files are made on the TensorFlow backend"
@@ -55,7 +57,13 @@ def test_a_table_with_accuracy(pictures, tmp_path, capsys):
     assert main(list(map(str, words))) == 0
     said = capsys.readouterr()
     assert said.err == ""
-    for part in ("agrees with the model", "100.0% of 12 images", "accuracy", "1 thread, median"):
+    for part in (
+        "was checked on 4 generated test images: the relative error of its logits is ",
+        f"on the images in {pictures}",
+        "100.0% of 12 images",
+        "accuracy",
+        "1 thread, median",
+    ):
         assert part in said.out
     assert "FULLY_CONNECTED" in said.out and "XNNPACK partitions" in said.out
 
@@ -86,6 +94,18 @@ def test_int8_from_calibration_pictures(pictures, tmp_path, capsys):
     assert found["agreement"] >= 11 / 12 and found["size"] < 400_000
 
 
+@pytest.mark.parametrize("name", ["m.tflite", "m.onnx", "m"])
+def test_it_says_what_was_checked(name, tmp_path, capsys):
+    if name == "m.onnx":
+        pytest.importorskip("tf2onnx")
+    assert main(["export", PRESET, str(tmp_path / name)]) == 0
+    said = capsys.readouterr().out
+    assert "was checked on" in said and "generated test images" in said
+    error, limit = map(float, re.search(r"is ([\d.e-]+) \(.*limit is ([\d.e-]+)\)", said).groups())
+    assert 0 <= error < limit
+    assert "agrees" not in said
+
+
 def test_options_reach_the_file(tmp_path, capsys):
     import tensorflow as tf
 
@@ -110,7 +130,7 @@ def test_folders_and_classes(pictures, capsys):
     assert capsys.readouterr().err == ""
     for others in (None, names[:8], [*names, "8"]):  # none, one missing, one twice
         assert classes(paths, pictures, others) is None
-        assert "no accuracy is told: the model has no" in capsys.readouterr().err
+        assert "no accuracy is reported: there is a folder" in capsys.readouterr().err
 
 
 # --- compare and benchmark ---
@@ -129,7 +149,7 @@ def test_compare_an_old_file(file, pictures, tmp_path, capsys):
     assert main(["compare", PRESET, str(file), str(tmp_path), "--json"]) == 2
     said = capsys.readouterr()
     assert json.loads(said.out)["images"] == 1
-    assert "1 file left out" in said.err and "bad.png" in said.err
+    assert "1 file skipped" in said.err and "bad.png" in said.err
 
 
 def test_benchmark(file, capsys):
@@ -150,7 +170,7 @@ def test_there_are_no_pictures(file, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     out = tmp_path / "m.tflite"
     for words in (["export", PRESET, out, "--check"], ["compare", PRESET, file]):
-        fails(capsys, [*words, tmp_path / "empty"], "There is no picture to look at", "empty")
+        fails(capsys, [*words, tmp_path / "empty"], "There is no readable image", "empty")
         fails(capsys, [*words, tmp_path / "none"], "There is no folder", "none")
     int8 = ["export", PRESET, out, "--quantize", "int8", "--calibration"]
     fails(capsys, [*int8, tmp_path / "none"], "There is no folder", "none")
@@ -163,13 +183,13 @@ def test_files_of_another_model_and_other_files(file, pictures, tmp_path, capsys
     broken = tmp_path / "m.tflite"
     broken.write_bytes(b"not a model")
     for words in (["benchmark", broken], ["compare", PRESET, broken, pictures]):
-        fails(capsys, words, "is not a TFLite file that runs")
+        fails(capsys, words, "is not a valid TFLite file")
     fails(capsys, ["benchmark", tmp_path / "none.onnx"], "There is no file")
     fails(capsys, ["compare", "vit_base", tmp_path / "none.onnx", pictures], "There is no file")
-    fails(capsys, ["benchmark", tmp_path], "is no SavedModel that serves")
+    fails(capsys, ["benchmark", tmp_path], "is not a SavedModel with the signature")
     pytest.importorskip("onnxruntime")
     (tmp_path / "m.onnx").write_bytes(b"not a model")
-    fails(capsys, ["benchmark", tmp_path / "m.onnx"], "is not an ONNX file that runs")
+    fails(capsys, ["benchmark", tmp_path / "m.onnx"], "is not a valid ONNX file")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +204,9 @@ def test_files_of_another_model_and_other_files(file, pictures, tmp_path, capsys
         (["m.tflite", "--calibration", "x"], "int8 and --calibration FOLDER go together"),
         (["m.tflite", "--json"], "--check FOLDER"),
         (["no/where/m.onnx"], "no folder"),
+        (["flowers.tflit"], "'flowers.tflit' ends in '.tflit': write a TFLite file"),
+        (["flowers.tf"], "For a directory of this name give 'flowers.tf/'"),
+        (["flowers.h5"], "ends in '.h5'"),
     ],
 )
 def test_options_that_do_not_go_together(words, part, tmp_path, capsys, monkeypatch):
@@ -192,6 +215,33 @@ def test_options_that_do_not_go_together(words, part, tmp_path, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     fails(capsys, ["export", PRESET, *words], part)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name, made, expected",
+    [
+        ("m.tflite", None, TFLITE),
+        ("M.TFLITE", None, TFLITE),
+        ("m.onnx", None, ONNX),
+        ("m", None, SAVED_MODEL),
+        ("m.v2/", None, SAVED_MODEL),
+        ("m.v2", "m.v2", SAVED_MODEL),
+    ],
+)
+def test_the_format_follows_from_the_name(name, made, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if made:
+        (tmp_path / made).mkdir()
+    assert format_of(name) == expected
+
+
+@pytest.mark.parametrize("name", ["m.tflite", "m.onnx", "m"])
+def test_a_pipe_is_refused_before_the_model_is_loaded(name, tmp_path, capsys):
+    if name == "m.onnx":
+        pytest.importorskip("tf2onnx")
+    os.mkfifo(tmp_path / name)
+    fails(capsys, ["export", "no such model", tmp_path / name], "file")
+    assert (tmp_path / name).is_fifo()
 
 
 def test_the_words_are_those_of_the_functions():

@@ -11,7 +11,8 @@ import rich.console
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from keras_vit import demo, from_preset, preset_info, presets
+import keras_vit_presets as presets
+from keras_vit import demo, from_preset, preset_info
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="the demo exports, on the TensorFlow backend"
@@ -34,7 +35,7 @@ def test_the_checkpoint_of_the_package_is_what_its_row_says():
 
 def test_it_reads_digits_that_it_was_not_trained_on():
     images, labels = demo.digits()
-    held_out = images[demo.TRAINED :], labels[demo.TRAINED :]
+    held_out = images[demo.CHECKPOINT_DIGITS :], labels[demo.CHECKPOINT_DIGITS :]
     model = from_preset(demo.PRESET)
     assert demo.accuracy(model, *held_out) == pytest.approx(0.969, abs=0.005)
     assert demo.accuracy(model, 255 - held_out[0], held_out[1]) < 0.2
@@ -61,9 +62,12 @@ def test_the_demo(tmp_path):
     with Image.open(tmp_path / "out" / "attention.png") as picture:
         assert np.asarray(picture).std() > 10
     images, labels = demo.digits()
-    judges = 255 - images[demo.TRAINED + demo.TAUGHT :], labels[demo.TRAINED + demo.TAUGHT :]
+    validation = (
+        255 - images[demo.CHECKPOINT_DIGITS + demo.TRAINING_DIGITS :],
+        labels[demo.CHECKPOINT_DIGITS + demo.TRAINING_DIGITS :],
+    )
     tuned = from_preset(str(tmp_path / "out" / "model"))
-    assert 100 * demo.accuracy(tuned, *judges) == pytest.approx(after, abs=0.06)
+    assert 100 * demo.accuracy(tuned, *validation) == pytest.approx(after, abs=0.06)
 
 
 @pytest.fixture

@@ -13,13 +13,16 @@ import tomllib
 
 import numpy as np
 import pytest
+import tiny_checkpoints as tiny
 import yaml
 from hub_server import HubServer, client_of
 from PIL import Image
+from safetensors.numpy import save_file
 
 import keras_vit
-from keras_vit import presets
-from keras_vit.cli.main import main, parser
+import keras_vit_presets as presets
+from keras_vit_command import run as main
+from keras_vit_command.parser import parser
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {str(p.relative_to(ROOT)): p for p in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]}
@@ -79,6 +82,7 @@ def test_code_runs(page, tmp_path, monkeypatch):
         folder = tmp_path / "flowers" / ("rose", "tulip")[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((48, 40), 60).convert("RGB").save(folder / f"{i}.jpg")
+    save_file(tiny.tensors(tiny.torchvision_shapes()), tmp_path / "mnist_vit.safetensors")
     run(page, False, {})
 
 
@@ -134,13 +138,29 @@ def test_commands_are_ones(page, command, shown, capsys, monkeypatch):
         assert "/" not in word or (ROOT / word).exists(), word
 
 
+def load_tables():
+    path = ROOT / "scripts" / "docs" / "model_table.py"
+    spec = importlib.util.spec_from_file_location("model_table", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLES = load_tables()
 REFERENCE = [
     (name, yaml.safe_load(options) or {})
     for page in sorted(ROOT.glob("docs/api/*.md"))
     for name, options in re.findall(
-        r"^::: (\S+)\n((?:    .*\n)*)", page.read_text("utf-8"), re.MULTILINE
+        r"^::: (\S+)\n((?:    .*\n)*)",
+        TABLES.with_references(page.read_text("utf-8")),
+        re.MULTILINE,
     )
 ]
+
+
+def test_the_reference_has_every_family():
+    names = {name.rpartition(".")[2] for name, _ in REFERENCE}
+    assert names >= set(keras_vit.models.__all__)
 
 
 @pytest.mark.parametrize("name, options", REFERENCE, ids=[name for name, _ in REFERENCE])
@@ -177,37 +197,41 @@ def slug(head):
     return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower())
 
 
-@pytest.fixture(scope="module")
-def tables():
-    path = ROOT / "scripts" / "docs" / "model_table.py"
-    spec = importlib.util.spec_from_file_location("model_table", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_families_of_the_readme(tables):
+def test_the_families_of_the_readme():
     readme = PAGES["README.md"].read_text("utf-8")
     said = "out of date: python scripts/docs/model_table.py writes it"
-    assert tables.with_families(readme) == readme, said
-    counts = dict(re.findall(r"\| `([^`]+)` \| (\d+) \|", tables.families_table()))
-    assert counts.keys() == set(tables.FAMILIES)
+    assert TABLES.with_families(readme) == readme, said
+    counts = dict(re.findall(r"\| `([^`]+)` \| (\d+) \|", TABLES.families_table()))
+    assert counts.keys() == set(TABLES.FAMILIES)
     for pattern, count in counts.items():
         assert len(keras_vit.list_presets(pattern)) == int(count), pattern
 
 
-def test_the_table_of_the_docs_has_every_preset(tables):
-    rows = {row[0]: row for row in tables.model_rows()}
+def test_the_table_of_the_docs_has_every_preset():
+    rows = {row[0]: row for row in TABLES.model_rows()}
     assert list(rows) == keras_vit.list_presets()
     info = keras_vit.preset_info("deit_tiny_patch16_224.fb_in1k")
     numbers = [info[key] for key in ("image_size", "params", "num_classes", "top1", "top5")]
     address = f"https://huggingface.co/{info['source']}"
     expected = [info["name"], "DeiT", *numbers, "in1k", "apache-2.0", ("timm", address)]
     assert rows[info["name"]] == expected
-    html = tables.models_table(rows.values())
+    html = TABLES.models_table(rows.values())
     assert html.count("<tr>") == 1 + len(rows) and html.count("<td") == len(rows) * 10
 
 
 def test_the_page_on_loading_names_every_type_of_transformers():
     text = PAGES["docs/loading.md"].read_text("utf-8")
-    assert [t for t in presets.transformers() if f"`{t}`" not in text] == []
+    assert [t for t in presets.layout("transformers") if f"`{t}`" not in text] == []
+
+
+def test_the_tests_that_the_page_on_reliability_names_exist():
+    named = re.findall(
+        r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    )
+    assert len(named) > 20
+    missing = [
+        f"{file}::{name}"
+        for file, name in named
+        if f"def {name}(" not in (pathlib.Path(__file__).parent / file).read_text("utf-8")
+    ]
+    assert missing == []

@@ -21,6 +21,7 @@ MODELS = {  # name: class, classifier's options, backbone's options, prefix toke
     "avg": (ViT, {"pooling": "avg"}, {"class_token": False}, 0),
     "avg with token": (ViT, {"pooling": "avg"}, {}, 1),
     "avg of all": (ViT, {"pooling": "avg", "pool_include_prefix": True}, {"reg_tokens": 1}, 2),
+    "token and avg": (ViT, {"pooling": "token_avg"}, {"reg_tokens": 1}, 2),
     "map": (ViT, {"pooling": "map"}, {"class_token": False}, 0),
     "map with registers": (ViT, {"pooling": "map"}, {"class_token": False, "reg_tokens": 2}, 2),
 }
@@ -97,6 +98,17 @@ def test_blocks_are_chosen_by_their_index():
     last, first = explain.attention_maps(model, pictures(), blocks=[-1, 0])
     np.testing.assert_allclose(last, every[2], atol=1e-6)
     np.testing.assert_allclose(first, every[0], atol=1e-6)
+    for index in (-1, 2, np.int64(-1)):
+        (alone,) = explain.attention_maps(model, pictures(), blocks=index)
+        np.testing.assert_allclose(alone, every[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("function", [explain.attention_maps, explain.relevance, explain.overlay])
+def test_nan_is_not_drawn(function):
+    model = classifier()
+    model.set_weights([w * np.nan for w in model.get_weights()])
+    with pytest.raises(ValueError, match="attention weights are NaN"):
+        function(model, pictures())
 
 
 def test_many_pictures_in_steps_equal_single_ones(tmp_path):
@@ -109,7 +121,13 @@ def test_many_pictures_in_steps_equal_single_ones(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "blocks, message", [([3], "indices from -3 to 2"), ([], "indices"), ([0, -4], r"\[0, -4\]")]
+    "blocks, message",
+    [
+        (3, "indices from -3 to 2"),
+        ([3], "indices from -3 to 2"),
+        ([], "indices"),
+        ([0, -4], r"\[0, -4\]"),
+    ],
 )
 def test_unknown_blocks(blocks, message):
     with pytest.raises(ValueError, match=message):
@@ -163,6 +181,7 @@ def test_relevance_follows_what_the_head_reads(kind):
         "one head": total[:, 0],
         "registers": total[:, 0],
         "avg of all": total.mean(1),
+        "token and avg": (total[:, 0] + total[:, prefix:].mean(1)) / 2,
     }
     expected = rows.get(kind, total[:, prefix:].mean(1))
     if kind.startswith("map"):
@@ -189,7 +208,13 @@ def test_a_place_in_the_picture_is_that_place_on_the_grid(row, column):
 
 @pytest.mark.parametrize(
     "kind, words",
-    [("token", "class token"), ("distilled", "distillation"), ("map", "query"), ("avg", "mean")],
+    [
+        ("token", "class token"),
+        ("distilled", "distillation"),
+        ("map", "query"),
+        ("avg", "mean"),
+        ("token and avg", "class token and, by halves, the mean"),
+    ],
 )
 def test_overlay_says_what_it_shows(kind, words, tmp_path):
     model = classifier(kind, labels=["cat", "dog", "emu", "fox", "gnu"])
@@ -217,7 +242,7 @@ def test_overlay_without_head_and_in_half_precision(dtype):
 
 def test_without_matplotlib_the_command_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # an import of it now fails
-    with pytest.raises(ImportError, match='pip install "matplotlib>=3.11"'):
+    with pytest.raises(ImportError, match=r'pip install "keras-vit-zoo\[demo\]"'):
         explain.overlay(classifier(), pictures())
 
 

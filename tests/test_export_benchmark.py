@@ -107,19 +107,19 @@ def test_images_of_any_size(tmp_path):
 def test_what_cannot_be_measured(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file"):
         benchmark(tmp_path / "m.tflite")
-    with pytest.raises(ValueError, match="is no SavedModel that serves"):
+    with pytest.raises(ValueError, match="is not a SavedModel with the signature"):
         benchmark(tmp_path)
     for content in (b"", b"not a model", b"\x1c\0\0\0TFL3" + bytes(100)):
         (tmp_path / "m.tflite").write_bytes(content)
-        with pytest.raises(ValueError, match="is not a TFLite file that runs"):
+        with pytest.raises(ValueError, match="is not a valid TFLite file"):
             benchmark(tmp_path / "m.tflite")
     path = foreign_saved_model(
         tmp_path / "text", lambda x: {"y": tf.strings.length(x)}, spec((None,), "string")
     )
-    with pytest.raises(ValueError, match="takes string as its input 'x'"):
+    with pytest.raises(ValueError, match="input 'x' of .* takes string"):
         benchmark(path)
     for runs in (0, 1.5):
-        with pytest.raises(ValueError, match="runs must be a whole number"):
+        with pytest.raises(ValueError, match="runs must be a positive whole number"):
             benchmark(path, runs=runs)
 
 

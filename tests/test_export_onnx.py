@@ -21,6 +21,11 @@ pytest.importorskip(onnx_converters.PACKAGES.get(BACKEND, "a backend that writes
 PRESET = "vit_digits_patch4_32.sklearn"
 VARIANTS = {
     **FAMILIES,
+    # tf2onnx confuses the axes of maps of one pixel, which 32 pixels become; it is refused.
+    **{
+        name: {**FAMILIES[name], "image_size": 64}
+        for name in ("ConvNeXt", "ConvNeXt V2", "PVT", "PVT, linear")
+    },
     "features": {"num_classes": 0},
     "one class": {"num_classes": 1},
     "registers, layer scale": {"reg_tokens": 2, "init_values": 0.1},
@@ -153,7 +158,7 @@ def test_another_size(model, tmp_path):
     path = to_onnx(model, tmp_path / "m.onnx", image_size=(48, 32))
     assert exporter.session(path).get_inputs()[0].shape == ["batch", 48, 32, 3]
     any_size = classifier(image_size=None, grid_size=(2, 2))
-    with pytest.raises(ValueError, match="one size of images: give image_size="):
+    with pytest.raises(ValueError, match="one image size: pass image_size="):
         to_onnx(any_size, tmp_path / "any.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
@@ -179,7 +184,7 @@ def test_comparison(model, preprocessing, batch_size, tmp_path):
     assert sum(result.operations.values()) == len(nodes) and result.partitions is None
     assert "MatMul" in str(result) and "XNNPACK" not in str(result)
     other = classifier(num_classes=5)
-    with pytest.raises(ValueError, match="made from another model: it gives 7 numbers .* 5"):
+    with pytest.raises(ValueError, match="made from another model: it returns 7 numbers .* 5"):
         compare(path, other, list(pixels(model)))
 
 
@@ -195,7 +200,7 @@ def test_benchmark(model, tmp_path):
 def test_files_that_are_no_onnx(tmp_path, model):
     (tmp_path / "m.onnx").write_bytes(b"not a model")
     for function in (benchmark, lambda path: compare(path, model, pixels(model))):
-        with pytest.raises(ValueError, match="is not an ONNX file that runs"):
+        with pytest.raises(ValueError, match="is not a valid ONNX file"):
             function(tmp_path / "m.onnx")
 
 
@@ -206,7 +211,7 @@ def test_files_that_are_no_onnx(tmp_path, model):
     "options, message",
     [
         ({"input": "uint16"}, 'input must be "uint8" or "float32"'),
-        ({"batch_size": 0}, "batch_size must be a whole number from 1 on, or None"),
+        ({"batch_size": 0}, "batch_size must be a positive whole number, or None"),
         ({"image_size": 30}, "30"),
     ],
 )
@@ -217,7 +222,9 @@ def test_unknown_options(model, options, message, tmp_path):
 
 
 def test_models_and_paths_that_cannot_be(model, tmp_path):
-    with pytest.raises(ValueError, match="A built Keras model .* Received: <Sequential"):
+    with pytest.raises(
+        ValueError, match="Export needs a built Keras model .* Received: <Sequential"
+    ):
         to_onnx(keras.Sequential([keras.layers.Dense(1)]), tmp_path / "m.onnx")
     with pytest.raises(ValueError, match="has no preprocessor"):
         to_onnx(classifier(preprocessed=False), tmp_path / "m.onnx")
@@ -252,7 +259,7 @@ def test_an_old_file_stays(tmp_path):
         to_onnx(model, path)
     norm = model.get_layer("norm").gamma
     norm.assign(np.full(norm.shape, np.nan, "float32"))
-    with pytest.raises(ValueError, match="The model gives NaN"):
+    with pytest.raises(ValueError, match="The model returns NaN"):
         to_onnx(model, path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 

@@ -341,20 +341,74 @@ def test_photographs_as_bytes(deit_tiny, photographs, tmp_path):
 # --- Bad input ---
 
 
-def test_it_replaces_only_its_like(model, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(ValueError, match="is no SavedModel: it is left alone"):
-        to_saved_model(model, tmp_path / "mine")
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
-    (tmp_path / "m").mkdir()
+def keras_export(folder):
+    tf.saved_model.save(tf.Module(), str(folder))
+
+
+def thesis(folder):
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years")
+
+
+def other_preset(folder):
+    keras_export(folder)
+    (folder / "assets.extra").mkdir()
+    (folder / "assets.extra" / "preset.json").write_text("[]")
+
+
+def regular_file(folder):
+    folder.write_text("years")
+
+
+@pytest.mark.parametrize("fill", [keras_export, thesis, other_preset, regular_file])
+def test_it_does_not_replace_what_others_wrote(fill, model, tmp_path):
+    path = tmp_path / "mine"
+    fill(path)
+    before = {p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()}
+    with pytest.raises(ValueError, match="is not a SavedModel that this package|is a file"):
+        to_saved_model(model, path)
+    assert {p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()} == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_it_replaces_its_own_files_and_leaves_others(model, tmp_path):
+    labelled = classifier(labels=list("abcdefg"))
+    folder = tmp_path / "m"
+    (folder / "lost+found").mkdir(parents=True)  # a mounted disk
+    (folder / ".keep").touch()
+    to_saved_model(labelled, folder, preprocessing=False)
+    assert (folder / "assets.extra" / "labels.txt").exists()
+    (folder / "notes.txt").write_text("mine")
+    (folder / "assets.extra" / "tf_serving_warmup_requests").write_text("mine")
+    (folder / "assets.extra" / "more").mkdir()
+    (folder / "assets.extra" / "more" / "1").write_text("mine")
+    to_saved_model(model, folder, preprocessing=False)
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert found == {
+        ".keep",
+        "notes.txt",
+        "saved_model.pb",
+        "fingerprint.pb",
+        "variables/variables.index",
+        "variables/variables.data-00000-of-00001",
+        "assets.extra/preset.json",
+        "assets.extra/tf_serving_warmup_requests",
+        "assets.extra/more/1",
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_link_to_another_folder_is_followed(model, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
     for _ in range(2):
-        to_saved_model(model, tmp_path / "m", preprocessing=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "mine"]
+        to_saved_model(model, tmp_path / "link", preprocessing=False)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "saved_model.pb").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link"]
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, "many"])
 def test_numbers_that_are_no_batch(model, batch_size, tmp_path):
-    with pytest.raises(ValueError, match="batch_size must be a whole number from 1 on, or None"):
+    with pytest.raises(ValueError, match="batch_size must be a positive whole number, or None"):
         to_saved_model(model, tmp_path / "m", batch_size=batch_size)
     assert not list(tmp_path.iterdir())

@@ -1,14 +1,18 @@
-"""A thousand mutations of config.json and safetensors headers: each ends in a documented error."""
+"""Mutations of configs and files of weights of every layout: each ends in a documented error."""
 
 import copy
 import json
 import random
 import resource
+import shutil
 import signal
 import struct
 
+import keras_hub
 import pytest
 import tiny_checkpoints as tiny
+from huggingface_hub import constants
+from safetensors.numpy import save
 
 import keras_vit
 from keras_vit.hub import HubError
@@ -114,25 +118,118 @@ def attempt(folder, seconds=20):
         signal.alarm(0)
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("layout", TINY)
-@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
-def test_mutations_end_in_a_documented_error(tmp_path, file, layout, seed):
-    rng = random.Random(f"{file} {layout} {seed}")
-    folder = tiny.write(tmp_path / "checkpoint", TINY[layout])
+def fuzz(tmp_path, files, mutate, rng, count=50):
+    """Load mutations of a preset; how the attempts ended."""
+    folder = tiny.write(tmp_path / "checkpoint", files)
     attempt(folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ends = set()
-    for _ in range(50):
-        files = dict(TINY[layout])
-        if file == WEIGHTS:
-            files[WEIGHTS] = mutated_file(files[WEIGHTS], rng)
-        else:
-            names = [CONFIG] if layout == "timm" else [CONFIG, CONFIG, "preprocessor_config.json"]
-            name = rng.choice(names)
-            files[name] = mutated(json.loads(files[name]), rng)
-        tiny.write(folder, files)
+    for _ in range(count):
+        shutil.rmtree(folder)
+        tiny.write(folder, mutate(dict(files), rng))
         ends.add(attempt(folder))
-    assert len(ends) > 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 100 << 10, f"{grown} KiB for files of a few"
+    return ends
+
+
+def mutate_config(files, rng):
+    name = rng.choice([CONFIG, CONFIG, *[n for n in files if n.endswith(".json")]])
+    files[name] = mutated(json.loads(files[name]), rng)
+    return files
+
+
+def mutate_weights(files, rng):
+    files[WEIGHTS] = mutated_file(files[WEIGHTS], rng)
+    return files
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("layout", TINY)
+@pytest.mark.parametrize("mutate", [mutate_config, mutate_weights])
+def test_mutations_end_in_a_documented_error(tmp_path, mutate, layout, seed):
+    rng = random.Random(f"{mutate.__name__} {layout} {seed}")
+    assert len(fuzz(tmp_path, TINY[layout], mutate, rng)) > 1
+
+
+def files_of(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def keras_files(tmp_path_factory):
+    """Presets in Keras' layout, of this package and of KerasHub's own ViT."""
+    folder = tmp_path_factory.mktemp("keras")
+    keras_vit.from_preset(tiny.write(folder / "timm", TINY["timm"])).save_to_preset(folder / "ours")
+    sizes = {"image_shape": (8, 8, 3), "patch_size": 4, "num_layers": 1, "num_heads": 2}
+    backbone = keras_hub.models.ViTBackbone(**sizes, hidden_dim=8, mlp_dim=12)
+    model = keras_hub.models.ViTImageClassifier(backbone, 3)
+    model.save_to_preset(str(folder / "theirs"))
+    return {"keras": files_of(folder / "ours"), "kerashub": files_of(folder / "theirs")}
+
+
+def mutate_both(files, rng):
+    """The backbone's config in the two files that have it, or any config."""
+    if rng.random() < 0.5:
+        return mutate_config(files, rng)
+    config = json.loads(mutated(json.loads(files[CONFIG]), rng))
+    files[CONFIG] = json.dumps(config).encode()
+    task = json.loads(files["task.json"])
+    task["config"]["backbone"] = config
+    files["task.json"] = json.dumps(task).encode()
+    return files
+
+
+def mutate_bytes(files, rng):
+    """A few bytes of a file of weights, or its end."""
+    name = rng.choice([n for n in files if n.endswith((".h5", ".npz", ".safetensors"))])
+    content = bytearray(files[name])
+    if rng.random() < 0.3:
+        del content[rng.randrange(len(content)) :]
+    for _ in range(rng.randint(1, 20)):
+        if content:
+            content[rng.randrange(min(len(content), 4096))] = rng.randrange(256)
+    files[name] = bytes(content)
+    return files
+
+
+@pytest.mark.filterwarnings("ignore")  # Keras warns of what it skips
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("layout", ["keras", "kerashub"])
+@pytest.mark.parametrize("mutate", [mutate_both, mutate_bytes])
+def test_mutations_of_kerass_layouts(tmp_path, keras_files, mutate, layout, seed):
+    rng = random.Random(f"{mutate.__name__} {layout} {seed}")
+    assert len(fuzz(tmp_path, keras_files[layout], mutate, rng)) > 1
+
+
+ADAPTER = {
+    "peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "bias": "none",
+    "alpha_pattern": {"value": 3}, "rank_pattern": {}, "modules_to_save": ["classifier"],
+    "revision": None, "init_lora_weights": True, "target_modules": ["query", "value"],
+}  # fmt: skip
+
+
+def mutate_adapter(files, rng):
+    name = rng.choice(["adapter_config.json", "adapter_model.safetensors"])
+    change = mutated_file if name.endswith("s") else lambda c, rng: mutated(json.loads(c), rng)
+    files[name] = change(files[name], rng)
+    return files
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_mutations_of_an_adapter(tmp_path, seed, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # a mutation may name a repository
+    base = tiny.write(tmp_path / "base", TINY["transformers"])
+    layers = "base_model.model.vit.encoder.layer.0.attention.attention"
+    shapes = {}
+    for name in ("query", "value"):
+        shapes[f"{layers}.{name}.lora_A.weight"] = (2, tiny.WIDTH)
+        shapes[f"{layers}.{name}.lora_B.weight"] = (tiny.WIDTH, 2)
+    shapes |= {"base_model.model.classifier.weight": (4, tiny.WIDTH)}
+    shapes |= {"base_model.model.classifier.bias": (4,)}
+    config = {**ADAPTER, "base_model_name_or_path": str(base)}
+    files = {
+        "adapter_config.json": json.dumps(config).encode(),
+        "adapter_model.safetensors": save(tiny.tensors(shapes)),
+    }
+    assert len(fuzz(tmp_path, files, mutate_adapter, random.Random(seed))) > 1

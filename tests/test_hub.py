@@ -14,7 +14,8 @@ from safetensors.numpy import save
 from tiny_checkpoints import same
 
 import keras_vit
-from keras_vit.hub import HubError, MissingFile, Repository
+from keras_vit import hub_waiting
+from keras_vit.hub import HubError, MissingFile, Repository, check_download
 from keras_vit.hub_errors import NotCached
 
 WEIGHTS = "model.safetensors"
@@ -130,7 +131,7 @@ def test_an_older_revision(hub, spelling):
 
 
 def test_two_revisions_at_once():
-    with pytest.raises(ValueError, match="'v1' in the name and 'v2'"):
+    with pytest.raises(ValueError, match="The name says revision 'v1', the argument 'v2'"):
         Repository("hf://me/timm@v1", revision="v2")
 
 
@@ -207,8 +208,8 @@ def test_not_cached(hub, monkeypatch, options, reason):
 REFUSALS = {
     "no repository": (
         lambda hub: {"preset": "me/nothing"},
-        "does not let us in to config.json of me/nothing (HTTP 401: Invalid username or password.)."
-        " There is no such repository, or it is private, or the token is not valid: check the name,"
+        "denies access to config.json of me/nothing (HTTP 401: Invalid username or password.)."
+        " The repository does not exist, is private, or the token is not valid: check the name,"
         " and log in with `hf auth login` or pass token=.",
     ),
     "no repository, with a token": (
@@ -246,7 +247,7 @@ REFUSALS = {
     ),
     "too many requests": (
         lambda hub: hub.fail(status=429) and None,
-        f"HTTP 429, too many requests, for config.json of {TIMM}, several times. Wait some minutes",
+        f"HTTP 429, too many requests, for config.json of {TIMM}, several times. Wait a few",
     ),
     "out of order": (
         lambda hub: hub.fail(status=503) and None,
@@ -264,11 +265,11 @@ REFUSALS = {
         lambda hub: hub.__exit__(),
         f"The Hub cannot be reached ([Errno 111] Connection refused), and config.json of {TIMM} is "
         "not in the cache. Check the network, or HF_ENDPOINT (http://127.0.0.1:PORT), or pass a "
-        f"directory that holds the files of http://127.0.0.1:PORT/{TIMM}.",
+        f"directory with the files of http://127.0.0.1:PORT/{TIMM}.",
     ),
     "not a name": (
         lambda hub: {"preset": "hf://me/timm/x"},
-        "'me/timm/x' is neither a directory nor the name of a repository, org/name: Repo id",
+        "'me/timm/x' is neither a directory nor a repository name, org/name: Repo id",
     ),
 }
 
@@ -298,7 +299,7 @@ def test_a_pickle_is_refused_and_not_even_downloaded(hub, pickle):
     files[pickle] = files.pop(WEIGHTS)
     with pytest.raises(MissingFile) as caught:
         keras_vit.from_preset(HF)
-    assert f"{HF} holds its weights in {pickle} only, not in {WEIGHTS}." in str(caught.value)
+    assert f"{HF} has its weights only in {pickle}, not in {WEIGHTS}." in str(caught.value)
     assert f"GET {pickle}" not in hub.asked()
 
 
@@ -379,7 +380,163 @@ def test_progress_is_shown(hub, monkeypatch, capfd):
 
 def test_a_cache_that_cannot_be_written(hub, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(
-        HubError, match="could not be kept: .* Pass a cache_dir= that can be written"
-    ):
+    with pytest.raises(HubError, match="could not be saved: .* Pass a writable cache_dir="):
         keras_vit.from_preset(TIMM, cache_dir=tmp_path / "file")
+
+
+# --- A Hub that keeps us waiting -----------------------------------------------------------
+
+SILENT = {
+    "no answer": {"silent": True},
+    "no answer to the download": {"silent": True, "methods": ["GET"]},
+    "no more of the file": {"drop": 100, "stall": True, "methods": ["GET"]},
+}
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Limits of a second."""
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        monkeypatch.setattr(constants, name, 0.25)
+    monkeypatch.setattr(hub_waiting, "SILENCE", 1.0)
+    monkeypatch.setattr(hub_waiting, "NOTICE", 0.05)
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_a_hub_that_does_not_answer_ends_the_load(hub, short, case, caplog):
+    hub.fail(**SILENT[case], file=CONFIG)
+    with pytest.raises(NotCached) as caught:
+        keras_vit.from_preset(TIMM)
+    assert f"{hub.url} does not answer: 1 s without a reply, and config.json" in str(caught.value)
+    assert "not in the cache. Check the network, the proxy and HF_ENDPOINT" in str(caught.value)
+    told = "Trying to resume download" if "drop" in SILENT[case] else "Waiting for an answer of 127"
+    assert told in caplog.text
+    assert len(hub.asked()) < 12
+
+
+def test_progress_within_the_limit_is_enough(hub, short, monkeypatch):
+    """A file that comes in pieces, each after a stall, takes longer than the limit in all."""
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    content = random.Random(0).randbytes(8000)
+    hub.repositories["me/large"] = {"large.bin": content}
+    for _ in range(7):
+        hub.fail(drop=1001, stall=True, methods=["GET"], times=1)
+    assert Repository("me/large").file("large.bin").read_bytes() == content
+    assert len(hub.asked("GET")) == 8
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_a_silent_hub_does_not_keep_cached_files_from_loading(hub, short, case):
+    files = sharded_files()  # of which two optional ones do not exist
+    hub.repositories["me/model"] = files
+    model = keras_vit.from_preset("me/model")
+    hub.fail(**SILENT[case])
+    again = keras_vit.from_preset("me/model")
+    assert same_logits(again, model)
+
+
+LONG = {
+    "Retry-After": {"Retry-After": "86400"},
+    "ratelimit": {"RateLimit": '"api";r=0;t=86400', "RateLimit-Policy": '"api";q=500;w=300'},
+}
+
+
+@pytest.mark.parametrize("headers", LONG)
+def test_a_wait_that_is_too_long_is_said_at_once(hub, headers):
+    hub.fail(status=429, headers=LONG[headers])
+    with pytest.raises(HubError, match="asks to wait 86400 s before it gives config.json of me/ti"):
+        keras_vit.from_preset(TIMM)
+    assert len(hub.asked()) <= 2
+
+
+def test_a_wait_that_is_too_long_does_not_keep_cached_files_from_loading(hub):
+    model = keras_vit.from_preset(TIMM)
+    hub.fail(status=429, headers=LONG["Retry-After"])
+    assert same_logits(keras_vit.from_preset(TIMM), model)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_short_waits_are_kept_and_said(hub, caplog, status):
+    hub.fail(status=status, headers={"Retry-After": "7"}, times=3)
+    keras_vit.from_preset(TIMM)
+    assert f"127.0.0.1 asks to wait 7 s (HTTP {status}) ..." in caplog.text
+
+
+def test_many_short_waits_are_too_long_in_all(hub):
+    hub.fail(status=429, headers={"Retry-After": "7"})
+    with pytest.raises(HubError, match="asks to wait 7 s"):
+        keras_vit.from_preset(TIMM)
+    assert len(hub.asked()) <= 6
+
+
+def test_others_requests_have_no_limits_of_ours(hub, short):
+    keras_vit.from_preset(TIMM)
+    hub.fail(status=429, headers={"Retry-After": "86400"}, times=1)
+    import huggingface_hub
+
+    assert huggingface_hub.get_session().head(f"{hub.url}/{TIMM}/resolve/main/x").status_code == 429
+
+
+# --- What passes, and what must not stay ------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", [CONFIG, "preprocessor_config.json", WEIGHTS])
+def test_a_passing_404_is_not_for_ever(hub, file):
+    files = hub.repositories[HF]
+    config = {**tiny.processor_config(), "image_mean": [0.1, 0.2, 0.3]}
+    files["preprocessor_config.json"] = json.dumps(config).encode()
+    headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": hub.commit(HF)}
+    hub.fail(status=404, headers=headers, file=file, times=1)
+    if file == "preprocessor_config.json":
+        keras_vit.from_preset(HF)  # as if there were none
+    else:
+        with pytest.raises(MissingFile):
+            keras_vit.from_preset(HF)
+    for options in ({}, {"revision": hub.commit(HF)}, {"local_files_only": True}):
+        model = keras_vit.from_preset(HF, **options)
+        assert model.preprocessor.image_converter.mean == [0.1, 0.2, 0.3]
+
+
+def test_a_file_that_is_not_there_is_asked_for_once(hub):
+    del hub.repositories[HF]["preprocessor_config.json"]
+    repository = Repository(HF)
+    for _ in range(3):
+        assert repository.find("preprocessor_config.json") is None
+    assert hub.asked() == ["HEAD preprocessor_config.json"]
+
+
+def test_a_download_of_other_bytes_is_repeated(hub):
+    failure = hub.fail(flip=True, methods=["GET"], file=WEIGHTS, times=1)
+    keras_vit.from_preset(TIMM)
+    assert failure.times == 0 and hub.asked("GET").count(f"GET {WEIGHTS}") == 2
+    assert same(Repository(TIMM, local_files_only=True).tensors(), hub.repositories[TIMM][WEIGHTS])
+
+
+def test_a_download_that_always_has_other_bytes_is_an_error(hub, cache):
+    hub.fail(flip=True, methods=["GET"], file=WEIGHTS)
+    with pytest.raises(HubError, match="arrived damaged, several times: its sha256 is not the Hub"):
+        keras_vit.from_preset(TIMM)
+    assert kept(cache) == [CONFIG]
+    with pytest.raises(NotCached):
+        keras_vit.from_preset(TIMM, local_files_only=True)
+    hub.failures.clear()
+    keras_vit.from_preset(TIMM)
+
+
+def test_the_comparison_can_be_turned_off_and_is_made_once(hub, monkeypatch):
+    hub.fail(flip=True, methods=["GET"], file=WEIGHTS)
+    monkeypatch.setenv("KERAS_VIT_CHECK_DOWNLOADS", "0")
+    keras_vit.from_preset(TIMM)
+    monkeypatch.delenv("KERAS_VIT_CHECK_DOWNLOADS")
+    keras_vit.from_preset(TIMM)  # cached by another tool, or by a version that did not compare
+
+
+def test_files_that_are_no_large_ones_are_not_compared(hub, tmp_path):
+    """Their ETags are no sha256; a mirror may have ETags of its own."""
+    path = tmp_path / "snapshots" / ("0" * 40) / "file"
+    path.parent.mkdir(parents=True)
+    for name in ("0" * 40, "a-b", "0" * 63):
+        (tmp_path / name).write_text("x")
+        path.symlink_to(tmp_path / name)
+        check_download(path)
+        path.unlink()

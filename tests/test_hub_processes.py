@@ -142,8 +142,8 @@ def test_a_full_disk(processes, server, tmp_path, limit, reason):
     said = json.loads(report.read_text())
     assert said["error"] == "HubError" and said["left"] == []
     assert (
-        f"could not be kept: the disk is full, or a limit of it is reached ({reason}). Free some "
-        "space, or pass a cache_dir= on another disk." in said["said"]
+        f"could not be saved: the disk is full, or a quota or limit is reached ({reason}). Free "
+        "some space, or pass a cache_dir= on another disk." in said["said"]
     )
     digest = hashlib.sha256(server.repositories["me/large"]["a.bin"]).hexdigest()
     retry = start("me/large", "a.bin", folder, report)  # with room, the same folder serves

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from keras_vit import images, labels
+from keras_vit.crop import resize_images
 from keras_vit.images import ImageConverter, ImagePreprocessor
 from keras_vit.layers.resample import resize_matrix
 
@@ -44,9 +45,100 @@ def by_pil(image, size, crop_pct, mode, interpolation):
 def test_pixels_equal_pil(size, mode, crop_pct, interpolation):
     image = picture(*size)
     converter = ImageConverter(16, crop_pct=crop_pct, crop_mode=mode, interpolation=interpolation)
-    difference = converter.pixels(image) - by_pil(image, 16, crop_pct, mode, interpolation)
-    # PIL adds fixed-point numbers of 22 bits: an exact half may round the other way there.
-    assert np.abs(difference).max() <= 1 and np.abs(difference).mean() < 0.1
+    wanted = by_pil(image, 16, crop_pct, mode, interpolation)
+    np.testing.assert_array_equal(converter.pixels(image), wanted)
+
+
+def cropped_by_pil(image, converter):
+    """A picture as PIL resizes it, and the converter's crop of it."""
+    height, width = converter.resized(*image.shape[:2])
+    (rows, columns), filter = converter.image_size, RESAMPLING[converter.interpolation]
+    top, left = converter.offset(height - rows), converter.offset(width - columns)
+    resized = Image.fromarray(image).resize((width, height), filter)
+    return np.asarray(resized.crop((left, top, left + columns, top + rows)))
+
+
+def random_sizes(count, seed):
+    """(height, width) from 4 to 400, wide and tall ones among them."""
+    random = np.random.default_rng(seed)
+    return np.exp(random.uniform(np.log(4), np.log(400), (count, 2))).astype(int).tolist()
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("interpolation", RESAMPLING)
+def test_300_random_sizes_equal_pil_to_the_bit(interpolation, mode):
+    tf = pytest.importorskip("tensorflow")
+    size = {"bicubic": 33, "bilinear": 16, "lanczos": 20}[interpolation]
+    converter = ImageConverter(size, crop_pct=0.9, crop_mode=mode, interpolation=interpolation)
+    spec = [tf.TensorSpec((None, None, 3), "uint8")]
+    in_graph = tf.function(converter.pixels, input_signature=spec, autograph=False)
+    random, orders = np.random.default_rng(5), set()
+    for height, width in random_sizes(50, seed=len(mode) + size):  # six cases
+        noise = random.integers(0, 256, (height, width, 3), dtype="uint8")
+        image = noise if width % 2 else np.where(noise > 127, np.uint8(255), np.uint8(0))
+        wanted, view = cropped_by_pil(image, converter), converter.view(height, width)
+        orders.add(view.height_first)
+        found = {
+            "PIL": converter.pixels(image),
+            "whole floats": converter.pixels(image.astype("float64")),
+            "matrices": resize_images(image, view),
+            "graph": in_graph(image).numpy(),
+        }
+        for pixels in found.values():
+            np.testing.assert_array_equal(pixels, wanted)
+    assert orders == {True, False}  # which axis comes first
+
+
+@pytest.mark.parametrize("mode, crop_pct", [("center", 0.9), ("squash", 1.0)])
+def test_photographs_equal_pil_to_the_bit(photographs, mode, crop_pct):
+    tf = pytest.importorskip("tensorflow")
+    converter = ImageConverter(224, crop_pct=crop_pct, crop_mode=mode)
+    spec = [tf.TensorSpec((None, None, 3), "uint8")]
+    in_graph = tf.function(converter.pixels, input_signature=spec, autograph=False)
+    for i, path in enumerate(photographs[0]):
+        image = images.load_image(path)
+        wanted = cropped_by_pil(image, converter)
+        np.testing.assert_array_equal(converter.pixels(path), wanted)
+        if i % 5 == 0:
+            view = converter.view(*image.shape[:2])
+            np.testing.assert_array_equal(resize_images(image, view), wanted)
+            np.testing.assert_array_equal(in_graph(image), wanted)
+    assert i == 124
+
+
+@pytest.mark.parametrize("image_size", [40, (40, 24)], ids=str)
+def test_a_crop_larger_than_the_picture_is_padded_with_black(image_size):
+    image = picture(30, 20)
+    converter = ImageConverter(image_size, crop_pct=1.25, crop_mode="squash")
+    view = converter.view(30, 20)
+    wanted = cropped_by_pil(image, converter)
+    assert (wanted == 0).any()
+    np.testing.assert_array_equal(converter.pixels(image), wanted)
+    np.testing.assert_array_equal(resize_images(image, view), wanted)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_channels_are_resized_independently(channels):
+    image = picture(50, 40, channels)
+    converter = ImageConverter(16, [0.5] * channels, [0.5] * channels, crop_pct=0.9)
+    single = ImageConverter(16, [0.5], [0.5], crop_pct=0.9)
+    wanted = [single.pixels(image[..., i : i + 1]) for i in range(channels)]
+    np.testing.assert_array_equal(converter.pixels(image), np.concatenate(wanted, -1))
+    if channels == 4:  # alpha is a channel here, and no weight of the colours
+        np.testing.assert_array_equal(
+            converter.pixels(Image.fromarray(image)), converter.pixels(image)
+        )
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("size", [(40, 60), (200, 30), (16, 16)], ids=str)
+def test_fractions_are_resized_as_in_the_graph(size, mode):
+    tf = pytest.importorskip("tensorflow")
+    converter = ImageConverter(16, crop_pct=1.0 if size == (16, 16) else 0.8, crop_mode=mode)
+    image = (picture(*size) * 0.7).astype("float32")
+    found = tf.function(converter.pixels)(image).numpy()
+    np.testing.assert_allclose(found, converter.pixels(image), atol=1)
+    assert np.mean(found != converter.pixels(image)) < 1e-3
 
 
 @pytest.mark.parametrize("static", [True, False])
@@ -197,4 +289,4 @@ def test_photographs_equal_timm_pixel_by_pixel(deit_tiny, shared):
     reference = np.load(shared / "images/imagenet/deit_tiny_reference.npz")
     files = [shared / "images/imagenet" / name for name in reference["pixel_files"]]
     pixels = model.preprocessor.image_converter.pixels(files)
-    assert np.abs(pixels - reference["pixels"].astype("float32")).mean() < 0.01
+    np.testing.assert_array_equal(pixels, reference["pixels"])

@@ -297,7 +297,7 @@ def test_without_a_converter_pixels_stay_as_they_are(saved):
 @pytest.mark.parametrize("name", ["model.weights.h5", "task.weights.h5"])
 def test_a_missing_file_of_weights_is_named(copied, name):
     (copied / name).unlink()
-    with pytest.raises(MissingFile, match=f"has no file {name}. It holds: "):
+    with pytest.raises(MissingFile, match=f"has no file {name}. It contains: "):
         keras_vit.from_preset(copied)
 
 
@@ -306,7 +306,27 @@ def test_a_missing_file_of_weights_is_named(copied, name):
 def test_a_file_that_is_cut_off_is_named(copied, name, kept):
     content = (copied / name).read_bytes()
     (copied / name).write_bytes(content[:kept])
-    with pytest.raises(WeightsError, match=f"{name} is not a whole file of Keras' weights"):
+    with pytest.raises(WeightsError, match=f"{name} is not a complete Keras weights file"):
+        keras_vit.from_preset(copied)
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_weights_that_the_file_does_not_hold_itself(copied, compression):
+    with h5py.File(copied / "model.weights.h5", "r+") as file:
+        options = {"chunks": (4096, 4096), "compression": compression} if compression else {}
+        file["layers"].create_dataset("big/vars/0", (1 << 14, 1 << 14), "float32", **options)
+    with pytest.raises(WeightsError, match="big/vars/0 of .* has 1,073,741,824 bytes, of which"):
+        keras_vit.from_preset(copied)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"num_layers": 200}, {"hidden_dim": 65536}, {"mlp_dim": 60000}, {"num_layers": 3}]
+)
+def test_a_config_that_asks_for_more_than_the_files_hold(saved, copied, fields):
+    if saved[0] == "deit" and "mlp_dim" in fields:
+        fields = {"intermediate_dim": fields["mlp_dim"]}
+    edit(copied / "config.json", "config", **fields)
+    with pytest.raises(ValueError, match="do not fit the model|more than any known model"):
         keras_vit.from_preset(copied)
 
 
@@ -328,7 +348,7 @@ def test_numbers_of_another_kind_are_refused(copied):
     with h5py.File(copied / "task.weights.h5", "r+") as file:
         del file["layers/dense/vars/0"]
         file["layers/dense/vars/0"] = np.zeros((8, 5), "int32")
-    with pytest.raises(WeightsError, match="dense/vars/0 of .* no floating-point numbers"):
+    with pytest.raises(WeightsError, match="dense/vars/0 of .* is not floating-point"):
         keras_vit.from_preset(copied)
 
 
@@ -339,11 +359,11 @@ def test_numbers_of_another_kind_are_refused(copied):
             "config.json",
             [],
             {"registered_name": "keras_hub>ResNetBackbone"},
-            "holds a ResNetBackbone of",
+            "a preset of KerasHub's ResNetBackbone",
         ),
         ("config.json", ["config"], {"num_layers": -1}, "num_layers must be a whole number"),
-        ("config.json", ["config"], {"image_shape": [24, 16]}, "height, width and channels"),
-        ("config.json", ["config"], {"patch_size": [8, 4]}, "patch_size that of a square"),
+        ("config.json", ["config"], {"image_shape": [24, 16]}, "height, width, channels"),
+        ("config.json", ["config"], {"patch_size": [8, 4]}, "patches must be square"),
         ("config.json", ["config"], {"dropout_rate": 2}, "dropout_rate must be from 0"),
         ("config.json", [], {"config": {}}, "has no field"),
         ("task.json", ["config"], {"pooling": None}, "pooling must be one of token, gap"),
@@ -366,7 +386,7 @@ def test_a_config_that_describes_no_model_of_ours_says_why(copied, file, keys, f
         ({"variance": [0.1], "mean": [0.5]}, "image_converter.json has .* mean, variance"),
         ({"interpolation": "nearest"}, "interpolation must be one of"),
         ({"scale": 0}, "scale must be a positive number"),
-        ({"scale": [1.0, 1.0]}, "scale must be 3 numbers. Received: 2"),
+        ({"scale": [1.0, 1.0]}, "scale must have 3 numbers. Received: 2"),
         ({"offset": "no"}, "offset must be a number"),
     ],
 )
@@ -380,6 +400,6 @@ def test_preprocessing_that_has_no_counterpart_is_refused(fields, message, tmp_p
 def test_another_model_of_kerashub_is_named(tmp_path):
     keras_hub.models.VGGBackbone([1], [4], image_shape=(16, 16, 3)).save_to_preset(str(tmp_path))
     with pytest.raises(
-        ValueError, match="holds a VGGBackbone of KerasHub.* Load it with keras_hub"
+        ValueError, match="a preset of KerasHub's VGGBackbone.* Load it with keras_hub"
     ):
         keras_vit.from_preset(tmp_path)

@@ -9,6 +9,7 @@ from keras import ops
 from keras_hub.src.tests import test_case
 
 from keras_vit import layers
+from keras_vit.layers import windows
 from keras_vit.resize import resize_positions
 
 RANDOM = np.random.default_rng(0)
@@ -40,6 +41,8 @@ CASES = [
     (layers.PatchEncoder, {"embed_dim": 8, "patch_size": 4}, PICTURES, (2, 7, 8), 4),
     (layers.PatchEncoder, {**ENCODER, "no_embed_class": True}, PICTURES, (2, 10, 8), 6),
     (layers.PatchEncoder, {**ENCODER, "embed_norm": "rms"}, PICTURES, (2, 10, 8), 7),
+    (layers.DepthwiseConv, {"kernel_size": 3}, PICTURES, (2, 8, 12, 3), 2),
+    (layers.DepthwiseConv, {"kernel_size": 5, "strides": 2}, PICTURES, (2, 4, 6, 3), 2),
     (layers.TransformerBlock, {"num_heads": 2}, TOKENS, (2, 5, 8), 12),
     (layers.TransformerBlock, {"num_heads": 2, "init_values": 0.1, **BEIT3}, TOKENS, (2, 5, 8), 18),
     (layers.TransformerBlock, {"num_heads": 2, "gate": "split", **AIMV2}, TOKENS, (2, 5, 8), 7),
@@ -191,6 +194,60 @@ def test_queries_give_the_first_tokens_of_the_full_output(cls, options):
         np.testing.assert_allclose(found, full[:, :count], atol=1e-5)
 
 
+def test_attention_takes_a_bias_and_a_mask():
+    layer = randomized(layers.Attention(2), TOKENS)
+    bias = RANDOM.normal(size=(1, 2, 5, 5)).astype("float32")
+    mask = np.tril(np.ones((5, 5), bool))[None, None]
+    qkv, qkv_bias, proj, proj_bias = (array(w) for w in layer.weights)
+    q, k, v = np.split(TOKENS.astype("float64") @ qkv + qkv_bias, 3, axis=-1)
+    q, k, v = (np.moveaxis(t.reshape(2, 5, 2, 4), 2, 1) for t in (q, k, v))
+    scores = q @ np.swapaxes(k, -1, -2) / 2 + bias
+    maps = softmax(np.where(mask, scores, -np.inf))
+    found = array(layer.scores(TOKENS, bias=bias, attention_mask=mask))
+    np.testing.assert_allclose(found, maps, atol=1e-6)
+    wanted = np.moveaxis(maps @ v, 1, 2).reshape(2, 5, 8) @ proj + proj_bias
+    found = array(layer(TOKENS, bias=bias, attention_mask=mask))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    first = {"bias": bias[:, :, :2], "attention_mask": mask[:, :, :2]}
+    found = array(layer(TOKENS, queries=2, **first))
+    np.testing.assert_allclose(found, wanted[:, :2], atol=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class CausalBlock(layers.TransformerBlock):
+    """A block with another attention: what the factory method is for."""
+
+    def attention(self, input_shape, **inner):
+        return self.child(Causal, input_shape, num_heads=self.num_heads, name="attn", **inner)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Causal(layers.Attention):
+    def call(self, x, queries=None, training=None):
+        mask = np.tril(np.ones((x.shape[1],) * 2, bool))[None, None]
+        return super().call(x, attention_mask=mask, training=training)
+
+
+def test_a_block_takes_another_attention():
+    block = randomized(CausalBlock(2), TOKENS)
+    changed = TOKENS.copy()
+    changed[:, 3:] += 1
+    before, after = array(block(TOKENS)), array(block(changed))
+    np.testing.assert_allclose(after[:, :3], before[:, :3], atol=1e-6)
+    assert np.abs(after[:, 3:] - before[:, 3:]).min() > 1e-4
+
+
+@pytest.mark.parametrize("strides, padding", [(1, "same"), (2, "same"), (1, "valid")])
+def test_a_depthwise_convolution_is_keras_own(strides, padding):
+    layer = randomized(layers.DepthwiseConv(3, strides, padding), PICTURES)
+    theirs = keras.layers.DepthwiseConv2D(3, strides, padding, data_format="channels_last")
+    theirs.build(PICTURES.shape)
+    theirs.set_weights(layer.get_weights())
+    found = layer(PICTURES)
+    np.testing.assert_allclose(array(found), array(theirs(PICTURES)), atol=1e-6)
+    assert layer.compute_output_spec(keras.KerasTensor(PICTURES.shape)).shape == found.shape
+
+
 def gelu(x):
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
@@ -289,6 +346,17 @@ def test_patch_encoder_is_equation_1_of_vit(no_embed_class):
     np.testing.assert_allclose(array(layer(PICTURES)), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("no_embed_class", [False, True])
+def test_between_tokens_and_positions_there_is_a_gap(no_embed_class):
+    layer = layers.PatchEncoder(**ENCODER, no_embed_class=no_embed_class)
+    randomized(layer, PICTURES)
+    tokens = layer.tokens(PICTURES)
+    assert tokens.shape == (2, 6, 8)
+    np.testing.assert_allclose(array(layer.assemble(tokens)), array(layer(PICTURES)), atol=1e-6)
+    zeros = array(layer.assemble(ops.zeros_like(tokens)))
+    np.testing.assert_allclose(zeros[:, 4:], np.repeat(array(layer.pos_embed)[:, -6:], 2, 0))
+
+
 def test_patch_encoder_takes_pictures_or_patches():
     image = randomized(layers.PatchEncoder(8, 4), PICTURES)
     cut = layers.Patches(4)(PICTURES)
@@ -322,10 +390,10 @@ def test_positions_are_resampled_for_other_sizes(no_embed_class):
         (lambda: layers.PatchEncoder(8, 16).build((None, 40, 64, 3)), "height.* 40 .*32 and 48"),
         (lambda: layers.PatchEncoder(8, 5)(np.zeros((1, 10, 12, 3))), "width.* 12 .*10 and 15"),
         (lambda: layers.PatchEncoder(8, 4).build((None, None, None, 3)), "grid_size"),
-        (lambda: layers.PatchEncoder(8, 4, embed_norm="batch")(PICTURES), "norm.*'batch'"),
+        (lambda: layers.PatchEncoder(8, 4, embed_norm="group9")(PICTURES), "norm.*'group9'"),
         (lambda: layers.Patches(5)(PICTURES), "height.* 8 .*5 and 10"),
         (lambda: layers.Attention(3)(TOKENS), "num_heads=3, width=8"),
-        (lambda: layers.TransformerBlock(2, norm="batch")(TOKENS), "norm.*'batch'"),
+        (lambda: layers.TransformerBlock(2, norm="group9")(TOKENS), "norm.*'group9'"),
         (lambda: layers.Mlp(activation="tanh")(TOKENS), "quick_gelu.*'tanh'"),
         (lambda: layers.Mlp(gate="both"), "packed.*'both'"),
         (lambda: layers.DropPath(1.0), r"\[0, 1\).*1\.0"),
@@ -334,3 +402,17 @@ def test_positions_are_resampled_for_other_sizes(no_embed_class):
 def test_errors_say_what_was_wanted_and_what_came(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("window", [(2, 3), (4, 6), (1, 2), (2, 2)])
+def test_windows_and_grids_of_a_map_and_back(window):
+    x = np.arange(2 * 4 * 6 * 5, dtype="float32").reshape(2, 4, 6, 5)
+    (h, w), size, tensor = window, (4, 6), keras.ops.convert_to_tensor(x)
+    adjacent = x.reshape(2, 4 // h, h, 6 // w, w, 5).transpose(0, 1, 3, 2, 4, 5)
+    cut = windows.windows(tensor, window)
+    np.testing.assert_array_equal(cut, adjacent.reshape(-1, h * w, 5))
+    np.testing.assert_array_equal(windows.from_windows(cut, window, size), x)
+    apart = x.reshape(2, h, 4 // h, w, 6 // w, 5).transpose(0, 2, 4, 1, 3, 5)
+    cut = windows.grids(tensor, window)
+    np.testing.assert_array_equal(cut, apart.reshape(-1, h * w, 5))
+    np.testing.assert_array_equal(windows.from_grids(cut, window, size), x)

@@ -7,17 +7,19 @@ import pytest
 from keras_hub.src.tests import test_case
 
 import keras_vit
-from keras_vit import hub, layouts, presets, weights, zoo
+import keras_vit_presets as presets
+from keras_vit import hub, layouts, weights, zoo
 from keras_vit.images import ImageConverter, ImagePreprocessor
 
-TIMM = [name for name in goldens.CONFIGS if not name.startswith("hf-")]
+TIMM = goldens.TIMM
 TINY = {"image_size": (8, 12), "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 RANDOM = {"drop_path_rate": 0.2, "drop_rate": 0.1, "attn_drop_rate": 0.1, "pos_drop_rate": 0.1}
 MIXER = {"image_size": (8, 12), "patch_size": 4, "embed_dim": 16, "depth": 2}
 BACKBONES = [  # class, arguments, tokens
     (keras_vit.ViTBackbone, {**TINY, **RANDOM, "init_values": 0.1}, 7),
     (keras_vit.DeiTBackbone, {**TINY, **RANDOM, "distillation_token": True}, 8),
-    (keras_vit.MLPMixerBackbone, {**MIXER, "drop_path_rate": 0.2, "kind": "gmlp"}, 6),
+    (keras_vit.EVABackbone, {**TINY, **RANDOM, "rope_type": "mixed", "qkv_fused": False}, 7),
+    (keras_vit.GMLPBackbone, {**MIXER, "drop_path_rate": 0.2}, 6),
     (
         keras_vit.HybridViTBackbone,
         {**TINY, "image_size": (16, 24), "patch_size": 1, "stages": [1]},
@@ -28,8 +30,9 @@ VIT = {**TINY, **RANDOM}
 TASKS = [
     (keras_vit.ViT, keras_vit.ViTBackbone, VIT),
     (keras_vit.DeiT, keras_vit.DeiTBackbone, {**VIT, "distillation_token": True}),
+    (keras_vit.EVA, *BACKBONES[2][:2]),
     (keras_vit.HybridViT, *BACKBONES[-1][:2]),
-    (keras_vit.MLPMixer, *BACKBONES[-2][:2]),
+    (keras_vit.GMLP, *BACKBONES[-2][:2]),
 ]
 
 
@@ -46,8 +49,26 @@ def close(found, wanted):
 def test_features_and_logits_are_timms(name, tmp_path):
     golden = goldens.arrays(name)
     model = keras_vit.from_preset(goldens.repository(name, tmp_path))
-    close(run(model.backbone, golden["x"]), golden["features"])
-    close(run(model, golden["x"]), golden["logits"])
+    levels = {level for level in golden if level.startswith("P")}  # of a pyramid
+    outputs = {"features": model.backbone.output, "logits": model.output}
+    if levels:
+        outputs |= {level: model.backbone.pyramid_outputs[level] for level in levels}
+    for name, found in keras.Model(model.input, outputs)(golden["x"]).items():
+        close(keras.ops.convert_to_numpy(found), golden[name])
+
+
+PYRAMIDS = [name for name in TIMM if "P2" in goldens.NAMES[name]]
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_feature_maps_are_those_of_timms_stages(name, tmp_path):
+    golden = goldens.arrays(name)
+    backbone = keras_vit.from_preset(goldens.repository(name, tmp_path)).backbone
+    levels = {k: v for k, v in backbone.pyramid_outputs.items() if k in golden}
+    assert len(levels) >= 3
+    found = keras.Model(backbone.input, levels)(golden["x"])
+    for level in levels:
+        close(keras.ops.convert_to_numpy(found[level]), golden[level])
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -57,10 +78,11 @@ def test_pooled_features_are_timms(name, tmp_path):
     close(run(model, golden["x"]), golden["pooled"])
 
 
-@pytest.mark.parametrize("name", [name for name in TIMM if not name.startswith("mixer")])
+@pytest.mark.parametrize("name", goldens.RESIZED)
 def test_another_image_size_gives_timms_logits(name, tmp_path):
     golden = goldens.arrays(name)
-    model = keras_vit.from_preset(goldens.repository(name, tmp_path), image_size=(12, 8))
+    height, width = golden["x"].shape[1:3]
+    model = keras_vit.from_preset(goldens.repository(name, tmp_path), image_size=(width, height))
     close(run(model, goldens.other_size(golden["x"])), golden["resized"])
 
 
@@ -100,7 +122,9 @@ def test_a_flexivit_of_any_size_resamples_as_timms_dynamic_img_size(tmp_path):
     ],
 )
 def test_a_rows_architecture_says_how_it_is_resampled(name, resample):
-    assert layouts.from_row(name, None).backbone.get("resample", "bicubic") == resample
+    assert (
+        layouts.from_checkpoint(presets.checkpoints()[name], None).backbone["resample"] == resample
+    )
 
 
 @pytest.mark.parametrize("name", ["vit-flexivit", "vit-radio_scaled"])
@@ -123,14 +147,14 @@ def test_the_preprocessor_is_the_third_argument(cls, backbone_cls, options):
 @pytest.mark.parametrize("size", [208, (224, 208)])
 def test_a_hybrids_size_is_told_in_pixels(size):
     name = "vit_tiny_r_s16_p8_224.augreg_in21k"
-    message = "multiple of the stride of ResNet and patches, 32. Received: 208 pixels.*192 and 224"
+    message = "total stride of ResNet and patches, 32. Received: 208 pixels.*192 and 224"
     with pytest.raises(ValueError, match=message):
         keras_vit.from_preset(name, image_size=size, load_weights=False)
 
 
 def test_a_mixer_has_one_size():
     name = "resmlp_12_224.fb_in1k"
-    with pytest.raises(ValueError, match="224 x 224 pixels only. Received: image_size=None"):
+    with pytest.raises(ValueError, match="images of one size only. Received: image_size=None"):
         keras_vit.from_preset(name, image_size=None, load_weights=False)
 
 
@@ -142,8 +166,8 @@ def test_an_unknown_way_to_resample_is_refused():
 def test_every_structure_has_a_golden():
     used = {
         f"{family}-{row.get('structure', 'plain')}"
-        for family in ("vit", "deit", "hybrid", "mixer")
-        for row in presets.families()[family]["architectures"].values()
+        for family, table in presets.families().items()
+        for row in table.table["architectures"].values()
     }
     assert used <= set(TIMM)
 
@@ -152,13 +176,14 @@ def sprung(name, folder, misread=None, **options):
     """A golden's model, with options or tensors that a wrong reading of the file would give."""
     spec = layouts.from_repository(hub.Repository(goldens.repository(name, folder)))
     for key, value in options.items():
-        place = spec.head if key in (*layouts.HEAD, "distilled_head") else spec.backbone
+        place = spec.backbone if key in spec.backbone else spec.head
         place[key] = value
     arrays = goldens.weights(name)
     if misread is not None:
         misread(arrays)
     tensors = {key: weights.Tensor(a.shape, lambda a=a: a) for key, a in arrays.items()}
-    return zoo.build(spec, zoo.without_prefix(tensors, spec.prefix), {}, {}, None, None)
+    spec.source.tensors = lambda: tensors
+    return zoo.build_classifier(spec, spec.tensors(), {}, {}, None, None)
 
 
 def difference(model, golden):
@@ -188,6 +213,12 @@ def difference(model, golden):
         ("vit-so150m", {"pool_include_prefix": True}),
         ("vit-test3", {"pool_include_prefix": False}),
         ("mixer-gmixer", {"gate": "packed"}),
+        ("convnext-plain", {"norm_eps": 1e-5}),
+        ("convnext-xxlarge", {"norm_eps": 1e-6}),
+        ("convnext-test", {"activation": "gelu"}),
+        ("convnext-test3", {"activation": "gelu_tanh"}),
+        ("convnext-mlp", {"representation_activation": "gelu_tanh"}),
+        ("hf-convnext-options", {"fc_norm_eps": None}),
     ],
 )
 def test_a_wrong_option_loads_and_gives_other_numbers(name, option, tmp_path):
@@ -258,11 +289,12 @@ def test_the_class_head_alone_is_not_deits_prediction(tmp_path):
 @pytest.mark.parametrize(
     "name",
     ["vit-aimv2", "vit-beit3", "vit-clip", "vit-dinov2_giant_reg4", "vit-test3", "deit-distilled"]
-    + [name for name in TIMM if name.startswith("mixer")],
+    + sorted(set(TIMM) - set(goldens.RESIZED)),
 )
 def test_every_weight_has_a_gradient(name, tmp_path):
     golden = goldens.arrays(name)
     model = keras_vit.from_preset(goldens.repository(name, tmp_path))
+    model.preprocessor = None  # a golden's pictures are normalised
     before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
     model.compile(optimizer=keras.optimizers.SGD(10.0), run_eagerly=True)
     model.train_on_batch(golden["x"], np.array([0, 4]))

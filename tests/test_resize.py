@@ -57,7 +57,7 @@ def test_what_needs_no_resizing_stays_as_it_is(functions):
 
 
 def test_a_table_of_another_grid_and_a_kernel_of_two_channels_are_refused(functions):
-    with pytest.raises(weights.WeightsError, match=r"14 rows.*4 x 4 patches.*make 18"):
+    with pytest.raises(weights.WeightsError, match=r"14 rows.*4 x 4 patches.*needs 18"):
         resize.resize_positions(functions["table"], (4, 4), (5, 5), prefix=2)
-    with pytest.raises(weights.WeightsError, match="in_channels=4.*has 2"):
+    with pytest.raises(weights.WeightsError, match="in_channels=4.*kernel with 2"):
         resize.adapt_channels(np.zeros((4, 4, 2, 5), "float32"), 4)

@@ -4,16 +4,20 @@ import json
 import pathlib
 
 import goldens
+import h5py
 import keras
 import numpy as np
 import pytest
+import tiny_models
+import yaml
 from safetensors.numpy import load_file
+from test_spellings import weights_file
 
 import keras_vit
 from keras_vit.images import ImageConverter, ImagePreprocessor
 
 # The structure of test_vit4 belongs to no checkpoint, so timm has no name to give it.
-TIMM = [n for n in goldens.CONFIGS if n.startswith(("vit-", "deit-")) and n != "vit-test4"]
+TIMM = [n for n in goldens.NAMES if n.startswith(("vit-", "deit-", "eva-")) and n != "vit-test4"]
 PLAIN = ["hf-vit", "hf-deit-teacher", "hf-vit-model-no_pooler"]
 
 
@@ -56,7 +60,11 @@ def theirs(model, x):
         return model.eval()(torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1))))
 
 
-@pytest.mark.parametrize("name", ["vit-plain", "vit-dinov2_reg4", "vit-siglip", "deit-distilled"])
+@pytest.mark.parametrize(
+    "name",
+    ["vit-plain", "vit-dinov2_reg4", "vit-siglip", "deit-distilled"]
+    + [n for n in goldens.TIMM if n.startswith(("convnext-", "eva-"))],
+)
 def test_timm_loads_what_is_saved(name, timm, tmp_path):
     model = keras_vit.from_preset(goldens.repository(name, tmp_path / "from"))
     model.save_to_timm(tmp_path / "to")
@@ -75,11 +83,9 @@ def hybrid():
 
 
 def mixer():
-    backbone = keras_vit.MLPMixerBackbone(
-        image_size=(32, 64), patch_size=16, embed_dim=384, depth=12, kind="resmlp"
-    )
+    backbone = keras_vit.ResMLPBackbone(image_size=(32, 64), patch_size=16, embed_dim=384, depth=12)
     preprocessor = ImagePreprocessor(ImageConverter((32, 64)))
-    return keras_vit.MLPMixer(backbone, 5, preprocessor=preprocessor)
+    return keras_vit.ResMLP(backbone, 5, preprocessor=preprocessor)
 
 
 @pytest.mark.parametrize("make", [hybrid, mixer])
@@ -102,6 +108,65 @@ def test_we_load_mixers_and_hybrids_that_we_saved(name, tmp_path):
     assert type(again) is type(model)
     x = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype("float32")
     np.testing.assert_array_equal(run(again, x), run(model, x))
+
+
+def test_a_hybrid_of_default_stages_goes_to_timm_and_back(timm, tmp_path):
+    keras.utils.set_random_seed(0)
+    backbone = keras_vit.HybridViTBackbone(  # R50's [3, 4, 9]
+        image_size=32, patch_size=1, embed_dim=16, depth=1, num_heads=2
+    )
+    model = keras_vit.HybridViT(backbone, 5, ImagePreprocessor(ImageConverter(32)))
+    x = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype("float32")
+    there_and_back(model, x, timm, tmp_path)
+
+
+def there_and_back(model, x, timm, folder):
+    """What timm loads, and what we load again, computes what the model does."""
+    model.save_to_timm(folder)
+    np.testing.assert_allclose(run(keras_vit.from_preset(folder), x), run(model, x), atol=1e-6)
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    scale = np.abs(run(model, x)).max()
+    np.testing.assert_allclose(theirs(again, x).numpy() / scale, run(model, x) / scale, atol=1e-5)
+
+
+def test_a_hybrid_of_an_npz_file_goes_to_timm_and_back(timm, tmp_path):
+    """Its activation is flax' GELU, its stages are those of timm's smallest hybrid."""
+    model = keras_vit.from_preset(weights_file("npz-r", tmp_path))
+    x = np.random.default_rng(0).normal(size=(2, *model.image_size, 3)).astype("float32")
+    assert model.backbone.options["activation"] == "gelu_tanh"
+    there_and_back(model, x, timm, tmp_path / "timm")
+
+
+def test_another_epsilon_is_named_and_written_if_that_is_allowed(timm, tmp_path):
+    model = keras_vit.from_preset(goldens.repository("hf-vit", tmp_path / "from"))
+    message = (
+        "test_vit matches this ViT except for the epsilon of its norms, 1e-06 there and 1e-12 here"
+    )
+    with pytest.raises(ValueError, match=message):
+        model.save_to_timm(tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+    model.save_to_timm(tmp_path / "to", allow_epsilon=True)
+    again = timm.create_model(f"local-dir:{tmp_path / 'to'}", pretrained=True)
+    x = goldens.arrays("hf-vit")["x"]
+    np.testing.assert_allclose(theirs(again, x).numpy(), run(model, x), atol=2e-3)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "map"])
+@pytest.mark.parametrize("options", [{}, {"final_norm": False}])
+def test_timm_loads_a_changed_pooling(pooling, options, timm, tmp_path):
+    keras.utils.set_random_seed(0)
+    sizes = {"image_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    backbone = keras_vit.ViTBackbone(**sizes, **options)
+    head = {"pooling": pooling, "fc_norm": bool(options)}
+    model = keras_vit.ViT(backbone, 5, ImagePreprocessor(ImageConverter(16)), **head)
+    x = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype("float32")
+    there_and_back(model, x, timm, tmp_path)
+
+
+def test_timm_loads_a_model_of_any_size(timm, tmp_path):
+    directory = goldens.repository("vit-plain", tmp_path / "from")
+    model = keras_vit.from_preset(directory, image_size=None)
+    there_and_back(model, goldens.arrays("vit-plain")["x"], timm, tmp_path / "to")
 
 
 def test_how_a_model_is_resampled_hinders_no_saving(tmp_path):
@@ -129,7 +194,7 @@ def test_the_card_has_the_training_log_and_the_labels(tmp_path):
     directory = goldens.repository("vit-plain", tmp_path)
     model = keras_vit.from_preset(directory, num_classes=2)
     model.labels = ["cat", "dog"]
-    model.compile(loss="sparse_categorical_crossentropy", run_eagerly=True)
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True), run_eagerly=True)
     images = np.zeros((4, 40, 40, 3), "uint8")
     model.fit(images, np.array([0, 1, 0, 1]), epochs=2, verbose=0)
     model.save_to_timm(tmp_path / "out")
@@ -139,9 +204,9 @@ def test_the_card_has_the_training_log_and_the_labels(tmp_path):
     assert config["label_names"] == ["cat", "dog"] and config["num_classes"] == 2
 
 
-def test_the_card_of_a_training_that_was_not_judged_in_each_epoch(tmp_path):
+def test_the_card_of_a_training_that_was_not_validated_in_each_epoch(tmp_path):
     model = keras_vit.from_preset("vit_digits_patch4_32.sklearn", num_classes=2)
-    model.compile(optimizer="sgd", loss="sparse_categorical_crossentropy")
+    model.compile(optimizer="sgd", loss=keras.losses.SparseCategoricalCrossentropy(True))
     x, y = np.zeros((4, 32, 32, 1), "uint8"), np.array([0, 1, 0, 1])
     model.fit(x, y, epochs=2, validation_data=(x, y), validation_freq=2, verbose=0)
     model.save_to_timm(tmp_path / "out")
@@ -164,7 +229,7 @@ def test_the_card_of_a_training_that_was_not_judged_in_each_epoch(tmp_path):
                 "license_name: nvidia-open-model-license",
                 "base_model: timm/vit_huge_patch16_radio_v3.c_radio",
             ],
-            "of the licence nvidia-open-model-license.",
+            "license nvidia-open-model-license.",
         ),
     ],
 )
@@ -172,9 +237,12 @@ def test_the_card_names_the_preset_and_its_licence(preset, head, said, tmp_path)
     model = keras_vit.from_preset(goldens.repository("vit-plain", tmp_path))
     model.preset, model.source = preset, f"hf://timm/{preset}"
     model.save_to_timm(tmp_path / "out")
-    lines = (tmp_path / "out/README.md").read_text().splitlines()
-    assert lines[4 : lines.index("---", 1)] == head
-    (text,) = [line for line in lines if line.startswith("It began as")]
+    card = (tmp_path / "out/README.md").read_text()
+    found = yaml.safe_load(card.split("---")[1])
+    for line in head:
+        key, _, value = line.partition(": ")
+        assert found[key] == value
+    (text,) = [line for line in card.splitlines() if line.startswith("Based on")]
     assert f"the preset {preset}," in text and text.endswith(said)
 
 
@@ -245,3 +313,48 @@ def test_a_savedmodel_of_a_model_with_dropout_predicts_the_same(tmp_path):
     wanted = tf.nn.softmax(model.predict(RAW, verbose=0)).numpy()
     found = tf.saved_model.load(str(folder)).signatures["serving_default"](images=RAW)
     np.testing.assert_allclose(found["probabilities"].numpy(), wanted, rtol=0, atol=1e-5)
+
+
+def test_the_paths_in_a_saved_file_stay(tmp_path):
+    """Keras names them by class: renaming one would orphan every file that users have."""
+    tiny_models.classifier(depth=1).save_weights(tmp_path / "m.weights.h5")
+    with h5py.File(tmp_path / "m.weights.h5") as file:
+        parts = {"/".join(path.split("/")[1:-2]) for path in h5_paths(file["layers"])}
+    block = ("attn/proj", "attn/qkv", "mlp/fc1", "mlp/fc2", "norm1", "norm2")
+    assert parts == {
+        "dense",
+        "layer_normalization",
+        "patch_encoder",
+        "patch_encoder/proj",
+        *(f"transformer_block/{name}" for name in block),
+    }
+
+
+def h5_paths(group):
+    paths = []
+    group.visititems(lambda _, o: paths.append(o.name.strip("/")) if hasattr(o, "shape") else None)
+    return paths
+
+
+WAYS = {
+    "preset": lambda model, folder: model.save_to_preset(folder / "preset"),
+    "preset of a backbone": lambda model, folder: model.backbone.save_to_preset(folder / "trunk"),
+    "Keras file": lambda model, folder: model.save(folder / "model.keras"),
+    "weights": lambda model, folder: model.save_weights(folder / "all.weights.h5"),
+    "weights of the head": lambda model, folder: model.save_task_weights(folder / "a.weights.h5"),
+    "LoRA": lambda model, folder: model.backbone.save_lora_weights(folder / "a.lora.h5"),
+}
+
+
+@pytest.mark.parametrize("overwriting", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_full_disk_is_an_error_and_nothing_changes(way, overwriting, tmp_path):
+    model = tiny_models.classifier()
+    model.backbone.enable_lora(2)
+    if overwriting:
+        WAYS[way](model, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with tiny_models.full_disk(1000), pytest.raises(OSError, match="Not enough space .* Free at"):
+        WAYS[way](model, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    WAYS[way](model, tmp_path)

@@ -90,28 +90,61 @@ def test_a_folder_of_parts_points_to_the_part(folder, tmp_path):
         for name in COLOURS:
             os.rename(folder / name, tmp_path / "both" / part / name)
             (folder / name).mkdir()
-    with pytest.raises(ValueError, match="Folders lie there.*both/train' for instance"):
+    with pytest.raises(ValueError, match="both/train' holds folders"):
         train.read_folder(tmp_path / "both")
+
+
+def test_pictures_in_subfolders_belong_to_the_class(folder):
+    for name in COLOURS:  # as breeds of an animal, or days of a camera; red keeps some beside them
+        for i, path in enumerate(sorted((folder / name).glob("[0-9]*"))[name == "red" :]):
+            home = folder / name / "2026" / f"{i % 2}"
+            home.mkdir(parents=True, exist_ok=True)
+            path.rename(home / path.name)
+    (folder / "red" / "2026" / "1" / "cut.jpg").write_bytes(b"\xff\xd8")
+    (folder / "red" / "2026" / ".cache").mkdir()
+    (folder / "red" / "2026" / ".cache" / "x.jpg").write_bytes(b"hidden")
+    found = train.read_folder(folder)
+    assert np.bincount(found.labels).tolist() == [4, 4, 4]
+    assert [path.name for path, _ in found.broken] == ["cut.jpg"]
+
+
+def test_a_class_may_be_called_train(folder):
+    (folder / "red").rename(folder / "train")
+    assert train.read_folder(folder).class_names == ["blue", "green", "train"]
+
+
+def test_a_damaged_picture_of_any_kind_is_counted_and_left_out(folder, shared):
+    damaged = (shared / "cases" / "damaged.avif").read_bytes()
+    (folder / "blue" / "damaged.avif").write_bytes(damaged)
+    Image.fromarray(np.zeros((4, 4), "int32")).save(folder / "green" / "unknown.tif")
+    (folder / "red" / "weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    found = train.read_folder(folder)
+    assert len(found.paths) == 12
+    names = ["damaged.avif", "unknown.tif", "weights.h5"]
+    assert [path.name for path, _ in found.broken] == names
+    assert all(repr(str(path)) in why for path, why in found.broken)
 
 
 def test_split_takes_the_same_part_of_each_class():
     labels = np.array([0] * 10 + [1] * 50 + [2] * 3)
-    taught, judges = train.split(labels, 0.2, seed=1)
-    assert np.bincount(labels[judges]).tolist() == [2, 10, 1]
-    assert sorted([*taught, *judges]) == list(range(63))
-    assert np.array_equal(train.split(labels, 0.2, seed=1)[1], judges)
-    assert not np.array_equal(train.split(labels, 0.2, seed=2)[1], judges)
+    training, validation = train.split_labels(labels, 0.2, seed=1)
+    assert np.bincount(labels[validation]).tolist() == [2, 10, 1]
+    assert sorted([*training, *validation]) == list(range(63))
+    assert np.array_equal(train.split_labels(labels, 0.2, seed=1)[1], validation)
+    assert not np.array_equal(train.split_labels(labels, 0.2, seed=2)[1], validation)
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, float("nan")])
 def test_split_by_no_part(fraction):
     with pytest.raises(ValueError, match="between 0 and 1"):
-        train.split(np.array([0, 0, 1, 1]), fraction)
+        train.split_labels(np.array([0, 0, 1, 1]), fraction)
 
 
 def test_split_of_a_single_picture():
     with pytest.raises(ValueError, match="Class 1 .* single picture"):
-        train.split(np.array([0, 0, 1]), 0.5)
+        train.split_labels(np.array([0, 0, 1]), 0.5)
+    with pytest.raises(ValueError, match="Class 'rose' has a single picture"):
+        train.split_labels(np.array([0, 0, 1]), 0.5, class_names=["tulip", "rose"])
 
 
 def test_pictures_are_decoded_once(folder):
@@ -229,13 +262,19 @@ def test_learning_rate_rises_and_falls(width, warmup):
 def test_finetune_learns(folder):
     found = train.read_folder(folder)
     model = classifier()
-    judges = coloured(30, seed=9)
+    validation = coloured(30, seed=9)
     history = train.finetune(
-        model, (found.paths, found.labels), judges, 12, batch_size=4, learning_rate=5e-3, verbose=0
+        model,
+        (found.paths, found.labels),
+        validation,
+        12,
+        batch_size=4,
+        learning_rate=5e-3,
+        verbose=0,
     ).history
     assert len(history["loss"]) == len(history["val_accuracy"]) == 12
     assert history["val_accuracy"][-1] > 0.9
-    right = model.predict(judges[0], verbose=0).argmax(-1) == judges[1]
+    right = model.predict(validation[0], verbose=0).argmax(-1) == validation[1]
     assert right.mean() == pytest.approx(history["val_accuracy"][-1])
 
 
@@ -268,3 +307,66 @@ def test_a_model_without_preprocessor():
     model.preprocessor = None
     with pytest.raises(ValueError, match="no preprocessor"):
         train.finetune(model, coloured(3))
+
+
+@pytest.mark.parametrize("when", ["loss", "val_loss"])
+def test_a_training_that_diverges_stops(when):
+    class Poison(keras.callbacks.Callback):
+        epochs = 0
+
+        def poison(self):
+            for variable in self.model.trainable_variables:
+                variable.assign(variable * np.nan)
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if when == "loss" and epoch == 1:
+                self.poison()
+
+        def on_test_begin(self, logs=None):
+            if when == "val_loss" and self.epochs:
+                self.poison()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.epochs += 1
+
+    poison, data = Poison(), coloured(12)
+    with pytest.raises(FloatingPointError, match=f"^{when} is nan in epoch 2.*lower learning rate"):
+        train.finetune(classifier(), data, data, 4, batch_size=6, callbacks=[poison], verbose=0)
+    assert poison.epochs == 1
+
+
+def test_fit_stops_before_a_callback_replaces_a_good_file(tmp_path):
+    class Poison(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.set_weights([w * np.nan for w in self.model.get_weights()])
+
+    model, path = classifier(), tmp_path / "a.weights.h5"
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    save = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
+    images, labels = coloured(4)
+    with pytest.raises(FloatingPointError, match="^loss is nan in epoch 2"):
+        model.fit(images, labels, epochs=3, callbacks=[Poison(), save], verbose=0)
+    good = classifier()
+    good.load_weights(path)
+    assert all(np.isfinite(w).all() for w in good.get_weights())
+
+
+def test_a_long_epoch_that_diverges_ends_early(monkeypatch):
+    monkeypatch.setattr("keras_vit.data.Diverged.often", 3)
+    steps = []
+
+    class Count(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            steps.append(batch)
+
+    with pytest.raises(FloatingPointError, match="loss is nan in epoch 1"):
+        train.finetune(
+            classifier(),
+            coloured(40),
+            batch_size=2,
+            learning_rate=1e30,
+            callbacks=[Count()],
+            verbose=0,
+        )
+    assert 3 <= len(steps) < 20

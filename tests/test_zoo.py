@@ -1,5 +1,7 @@
 """from_preset and back: names, changes at load time, round trips, and a real checkpoint."""
 
+import concurrent.futures
+
 import goldens
 import keras
 import keras_hub
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 
 import keras_vit
-from keras_vit import presets
+import keras_vit_presets as presets
+from keras_vit_command import run as main
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 20, 30, 3), dtype="uint8")
 
@@ -42,6 +45,18 @@ def test_patterns_select_names():
     assert len(names) == 6 and "deit3_base_patch16_384.fb_in1k" in names
     assert set(names) < set(keras_vit.list_presets())
     assert keras_vit.list_presets("no such*") == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "same"),
+    [("DeiT*", "deit*"), ("tiny", "*tiny*"), ("Tiny_Patch16", "*tiny_patch16*"), ("", "*")],
+)
+def test_names_by_a_part_and_in_any_case(pattern, same, capsys):
+    names = keras_vit.list_presets(pattern)
+    assert names and names == keras_vit.list_presets(same)
+    assert main(["list", pattern]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[1:]] == sorted(names)
 
 
 def test_preset_info_says_what_is_known():
@@ -322,4 +337,92 @@ def test_deit_tiny_names_what_it_sees(deit_tiny, photographs):
 
 def test_every_family_is_found_by_its_class():
     for table in presets.families().values():
-        assert issubclass(getattr(keras_vit, table["class"]), keras_hub.models.ImageClassifier)
+        assert issubclass(getattr(keras_vit, table.cls), keras_hub.models.ImageClassifier)
+
+
+# --- Several at once ---
+
+
+def test_from_preset_in_several_threads(tmp_path):
+    """Keras itself changes classes and global state while it builds."""
+    names = ("vit-plain", "deit-distilled", "mixer-plain", "hf-vit")
+    paths = {name: goldens.repository(name, tmp_path / name) for name in names}
+    keras_vit.from_preset(paths["vit-plain"]).save_to_preset(tmp_path / "keras")
+    paths["keras"] = str(tmp_path / "keras")
+    tasks = [(name, options) for name in paths for options in ({}, {"num_classes": 0})] * 3
+
+    def load(task):
+        name, options = task
+        return keras_vit.from_preset(paths[name], **options)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        models = list(threads.map(load, tasks))
+    for (name, options), model in zip(tasks, models, strict=True):
+        golden = goldens.arrays("vit-plain" if name == "keras" else name)
+        found = run(model, golden["x"])
+        if options:
+            assert found.shape == (2, model.backbone.output_shape[-1])
+        else:
+            np.testing.assert_allclose(found, golden["logits"], atol=1e-5)
+
+
+# --- Classes of a user's own ---
+
+
+@pytest.fixture
+def doubled():
+    """A class whose train_step and whose logits are its own.
+
+    It is unregistered afterwards: KerasHub's own from_preset takes any class of a kind.
+    """
+
+    @keras.saving.register_keras_serializable("test_zoo")
+    class Doubled(keras_vit.ViT):
+        def train_step(self, *args, **kwargs):
+            logs = super().train_step(*args, **kwargs)
+            return {**logs, "own": 1.0}
+
+        def logits(self, x):
+            return 2 * super().logits(x)
+
+    yield Doubled
+    del keras.saving.get_custom_objects()["test_zoo>Doubled"]
+
+
+@pytest.mark.parametrize("layout", ["timm", "keras"])
+@pytest.mark.parametrize("options", [{}, {"num_classes": 7}, {"drop_rate": 0.1}])
+def test_a_class_derived_from_ours_loads_checkpoints(plain, doubled, layout, options, tmp_path):
+    golden, source = goldens.arrays("vit-plain"), plain
+    if layout == "keras":
+        keras_vit.from_preset(plain).save_to_preset(tmp_path / "ViT")
+        source = tmp_path / "ViT"
+    model = doubled.from_preset(source, **options)
+    assert type(model) is doubled
+    if "num_classes" not in options:
+        np.testing.assert_allclose(run(model, golden["x"]), 2 * golden["logits"], atol=1e-5)
+    model.compile(
+        optimizer="sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    history = model.fit(PICTURES, np.arange(5), batch_size=5, verbose=0).history
+    assert history["own"] == [1.0]
+
+
+def test_a_class_derived_from_ours_is_saved_and_loaded(plain, doubled, tmp_path):
+    model = doubled.from_preset(plain)
+    model.save_to_preset(tmp_path / "own")
+    x = goldens.arrays("vit-plain")["x"]
+    for loaded in (
+        keras_vit.from_preset(tmp_path / "own"),
+        keras_vit.ViT.from_preset(tmp_path / "own"),
+        doubled.from_preset(tmp_path / "own", drop_rate=0.1),
+    ):
+        assert type(loaded) is doubled
+        np.testing.assert_allclose(run(loaded, x), run(model, x), atol=1e-6)
+    with pytest.raises(ValueError, match="of Doubled, not of DeiT"):
+        keras_vit.DeiT.from_preset(tmp_path / "own")
+
+
+def test_a_class_derived_from_another_family_is_refused(doubled, tmp_path):
+    directory = goldens.repository("mixer-plain", tmp_path)
+    with pytest.raises(ValueError, match="of MLPMixer, not of Doubled"):
+        doubled.from_preset(directory)

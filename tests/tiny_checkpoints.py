@@ -43,6 +43,19 @@ def transformers_shapes():
     return shapes | _layer("vit.layernorm", WIDTH) | _layer("classifier", CLASSES, WIDTH)
 
 
+def torchvision_shapes(width=64, patch=7, size=28, channels=1, classes=10):
+    """Keys and shapes of a torchvision VisionTransformer with one block."""
+    block, rows = "encoder.layers.encoder_layer_0", (size // patch) ** 2 + 1
+    shapes = {"class_token": (1, 1, width), "encoder.pos_embedding": (1, rows, width)}
+    shapes |= _layer("conv_proj", width, channels, patch, patch) | _layer("encoder.ln", width)
+    shapes |= _layer(f"{block}.ln_1", width) | _layer(f"{block}.ln_2", width)
+    shapes[f"{block}.self_attention.in_proj_weight"] = (3 * width, width)
+    shapes[f"{block}.self_attention.in_proj_bias"] = (3 * width,)
+    shapes |= _layer(f"{block}.self_attention.out_proj", width, width)
+    shapes |= _layer(f"{block}.mlp.0", 8, width) | _layer(f"{block}.mlp.3", width, 8)
+    return shapes | _layer("heads.head", classes, width)
+
+
 def tensors(shapes, seed=0, dtype="float32"):
     """Random tensors of those shapes."""
     rng = np.random.default_rng(seed)

@@ -6,7 +6,20 @@ import resource
 import keras
 import numpy as np
 
-from keras_vit import DeiT, HybridViT, MLPMixer, ViT
+from keras_vit import (
+    EVA,
+    PVT,
+    BEiT,
+    CoAtNet,
+    ConvNeXt,
+    DeiT,
+    HybridViT,
+    MaxViT,
+    MLPMixer,
+    Swin,
+    SwinV2,
+    ViT,
+)
 from keras_vit.images import ImageConverter, ImagePreprocessor
 
 TINY = {"image_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2}
@@ -18,6 +31,51 @@ FAMILIES = {  # the arguments of `classifier`
     "DeiT": {"cls": DeiT, "distillation_token": True},
     "HybridViT": {"cls": HybridViT, "stages": (1, 1), "patch_size": 1},
     "MLPMixer": {"cls": MLPMixer, "pooling": "avg"},
+    "ConvNeXt": {"cls": ConvNeXt, "pooling": "avg"},
+    "ConvNeXt V2": {"cls": ConvNeXt, "use_grn": True, "stem_type": "overlap"},
+    "EVA": {"cls": EVA, "key_bias": False, "reg_tokens": 1},
+    "PVT": {"cls": PVT, "pooling": "avg"},
+    "PVT, linear": {"cls": PVT, "pooling": "avg", "linear": True},
+    "CoAtNet": {"cls": CoAtNet, "pooling": "avg"},
+    "MaxViT": {"cls": MaxViT, "pooling": "avg", "rel_pos": "mlp"},
+    "Swin": {"cls": Swin, "pooling": "avg"},
+    "SwinV2": {"cls": SwinV2, "pooling": "avg"},
+    "BEiT": {
+        "cls": BEiT,
+        "pooling": "avg",
+        "final_norm": False,
+        "fc_norm": True,
+        "use_shared_rel_pos_bias": True,
+    },
+}
+STAGES = {
+    "embed_dim": (8, 8, 16, 32),
+    "depths": (1, 1, 1, 1),
+    "stem_width": (8, 8),
+    "dim_head": 8,
+}
+SWIN = {
+    "image_size": 32,
+    "embed_dim": 24,
+    "depths": (2, 2),
+    "num_heads": (2, 4),
+    "window_size": 3,  # which does not divide the maps
+}
+OPTIONS = {  # of backbones that do not take TINY and HEADS
+    MLPMixer: TINY,
+    ConvNeXt: {"image_size": 32, "depths": (1, 1, 2, 1), "dims": (24, 32, 48, 48)},
+    CoAtNet: {"image_size": 32, **STAGES},
+    MaxViT: {"image_size": 64, **STAGES},
+    PVT: {
+        "image_size": 32,
+        "embed_dims": (24, 32, 48, 48),
+        "depths": (1, 1, 1, 1),
+        "num_heads": (1, 2, 3, 3),
+        "sr_ratios": (4, 2, 1, 1),
+        "mlp_ratios": (2, 2, 2, 2),
+    },
+    Swin: SWIN,
+    SwinV2: SWIN,
 }
 
 
@@ -28,7 +86,9 @@ def classifier(cls=ViT, num_classes=7, preprocessed=True, dtype=None, **backbone
     """A model whose outputs differ from image to image; arguments of its class and its backbone."""
     keras.utils.set_random_seed(1)
     head = {name: backbone.pop(name) for name in HEAD if name in backbone}
-    options = {**TINY, **({} if cls is MLPMixer else HEADS), **backbone}
+    head["activation"] = backbone.pop("head_activation", "auto")
+    own = (OPTIONS[parent] for parent in cls.__mro__ if parent in OPTIONS)
+    options = {**next(own, {**TINY, **HEADS}), **backbone}
     backbone = cls.backbone_cls(**options, dtype=dtype)
     converter = ImageConverter(
         options["image_size"] or 32,

@@ -1,4 +1,4 @@
-"""A model as a file that runs without Keras, checked before it is kept."""
+"""Models as files that run without Keras; each file is checked before it is kept."""
 
 from keras_vit.export.benchmark import Benchmark, benchmark
 from keras_vit.export.compare import Comparison, compare

@@ -1,4 +1,4 @@
-"""What a file costs by itself: size and latency, of any TFLite, SavedModel or ONNX file."""
+"""Size and latency of any TFLite, SavedModel or ONNX file."""
 
 import abc
 import dataclasses
@@ -6,27 +6,36 @@ import io
 import json
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_vit.export import files
+from keras_vit.types import Path
 
-WARM_UP = 2  # runs that do not count
-PIXELS = 224  # height and width where a file takes images of any size and does not tell its own
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WARM_UP = 2  # runs that are not timed
+PIXELS = 224  # height and width, where a file takes any size and does not name its own
 
 
 class Report(abc.ABC):
-    """A dataclass with `rows` that `print` shows as a table, rich's `print` in colour."""
+    """A dataclass that `print` shows as a table; rich's `print` shows it in colour."""
 
-    def to_json(self):
-        """All of it as a JSON object."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+    path: str
+
+    def to_json(self) -> str:
+        """The report as a JSON object."""
+        values: Any = self  # a dataclass
+        return json.dumps(dataclasses.asdict(values), indent=2)
 
     @abc.abstractmethod
-    def rows(self):
-        """(what, value) as text."""
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """The rows of the table: (name, value) as text."""
 
-    def __rich__(self):
+    def __rich__(self) -> "Table":
         from rich.table import Table
 
         table = Table(title=self.path, title_justify="left", show_header=False)
@@ -34,7 +43,7 @@ class Report(abc.ABC):
             table.add_row(what, value)
         return table
 
-    def __str__(self):
+    def __str__(self) -> str:
         from rich.console import Console
 
         text = io.StringIO()
@@ -46,26 +55,24 @@ class Report(abc.ABC):
 class Benchmark(Report):
     """A file's size, latency and contents.
 
-    `print` gives a table, `to_json` the same as JSON, rich's `print` the table in colour.
+    `print` shows it as a table, rich's `print` in colour; `to_json` returns it as JSON.
     """
 
     path: str
     kind: str  # "TFLite", "SavedModel" or "ONNX"
     size: int  # bytes
     latency: float  # seconds, the median of warm runs
-    quartiles: (
-        tuple  # seconds: a quarter of the runs is faster than the first, slower than the second
-    )
+    quartiles: tuple[float, float]  # seconds: the lower and the upper quartile
     runs: int
     threads: int
-    inputs: dict  # name: (dtype, shape) as it was run
-    outputs: dict
-    operations: dict | None  # name: how many; not of a SavedModel
-    partitions: int | None  # pieces that XNNPACK runs; TFLite only
-    labels: list | None  # names of the classes, if the file has them
-    preset: dict | None  # what the file says of the model that it was made from
+    inputs: dict[str, tuple[str, tuple[int, ...]]]  # name: (dtype, shape), as it was run
+    outputs: dict[str, tuple[str, tuple[int, ...]]]
+    operations: dict[str, int] | None  # name: count; None for a SavedModel
+    partitions: int | None  # XNNPACK partitions; TFLite only
+    labels: list[str] | None  # class names, if the file has them
+    preset: dict[str, Any] | None  # what the file says of the model it was made from
 
-    def rows(self):
+    def rows(self) -> Iterator[tuple[str, str]]:
         yield "format", self.kind
         if self.preset:
             yield "made from", self.preset["name"]
@@ -86,28 +93,29 @@ class Benchmark(Report):
         yield from listing(self.operations, self.partitions)
 
 
-def benchmark(path, threads=None, runs=50):
+def benchmark(path: Path, threads: int | None = None, runs: int = 50) -> Benchmark:
     """Run a file on random inputs and measure it.
 
     Args:
-        path: a TFLite file, an ONNX file (its name ends in .onnx) or a SavedModel directory, of
-            this package or any other.
-        threads: of the interpreter; None: one for each processor. (A SavedModel runs with
-            TensorFlow's own number, which a running process cannot change.)
-        runs: how many warm runs are measured, one after the other.
+        path: a TFLite file, an ONNX file or a SavedModel directory, written by this package or
+            any other.
+        threads: of the interpreter; None: one per processor. (A SavedModel runs with TensorFlow's
+            own number of threads, which a running process cannot change.)
+        runs: how many runs are timed, after two to warm up.
 
     Returns:
-        A `Benchmark`. Where the file takes any number of images, one at once was measured; where
-        it takes any size, the size of the model that it was made from, or 224 x 224.
+        A `Benchmark`. A file with a dynamic batch size is measured with one image; a file for
+        images of any size with the size of the model it was made from, or 224 x 224.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or takes what cannot be made up, such as text.
+        ValueError: the file is of another kind or damaged, or takes an input that cannot be made
+            up, such as text.
         ImportError: an ONNX file without onnxruntime.
     """
     if not isinstance(runs, int) or runs < 1:
-        raise ValueError(f"runs must be a whole number from 1 on. Received: {runs!r}")
-    file = files.load(path, threads)
+        raise ValueError(f"runs must be a positive whole number. Received: {runs!r}")
+    file = files.open_file(path, threads)
     size = (file.preset or {}).get("image_size") or (None, None)
     inputs = {name: _random(file, name, tensor, size) for name, tensor in file.inputs.items()}
     outputs = file.run(**inputs)
@@ -134,7 +142,7 @@ def benchmark(path, threads=None, runs=50):
 
 
 def _random(file, name, tensor, size):
-    """An array for an input."""
+    """A random array for an input."""
     dtype, shape = tensor
     if len(shape) == 4:
         shape = (
@@ -153,12 +161,12 @@ def _random(file, name, tensor, size):
     if kind in ("i", "u", "b"):
         return random.integers(0, 2 if kind == "b" else 100, shape).astype(dtype)
     raise ValueError(
-        f"{str(file.path)!r} takes {dtype} as its input {name!r}: only numbers can be made up."
+        f"The input {name!r} of {str(file.path)!r} takes {dtype}: only numbers can be made up."
     )
 
 
-def latencies(run, runs):
-    """Lower quartile, median and upper quartile of the seconds of a call."""
+def latencies(run: Callable[[], Any], runs: int) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of a call's time, in seconds."""
     times = []
     for _ in range(runs + WARM_UP):
         start = time.perf_counter()
@@ -166,16 +174,18 @@ def latencies(run, runs):
         times.append(time.perf_counter() - start)
     times = times[WARM_UP:]
     if runs == 1:
-        return times * 3
-    return tuple(statistics.quantiles(times, n=4, method="inclusive"))
+        return times[0], times[0], times[0]
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    return low, middle, high
 
 
-def counted_threads(threads):
+def counted_threads(threads: int) -> str:
+    """`1 thread`, `2 threads`."""
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
-def listing(operations, partitions):
-    """The rows that tell of a graph's operations."""
+def listing(operations: dict[str, int] | None, partitions: int | None) -> Iterator[tuple[str, str]]:
+    """The table's rows about a graph's operations."""
     if operations is not None:
         names = ", ".join(f"{count} {name}" for name, count in operations.items())
         yield "operations", f"{sum(operations.values())}: {names}"

@@ -1,21 +1,23 @@
-"""Bytes of picture files to pixels inside a TensorFlow graph, equal to what PIL makes of them."""
+"""Image files decoded inside a TensorFlow graph, to the same pixels as PIL's."""
 
-CHANNELS = (1, 3)  # of pictures that can be decoded here
-GREY = (19595, 38470, 7471)  # PIL's weights of red, green and blue, in 65536ths
-ORIENTATION = 0x0112  # EXIF's tag
-APPS = range(0xE0, 0xF0)  # markers of the segments that open a JPEG; EXIF's is the second
+from keras_vit.types import Tensor
+
+CHANNELS = (1, 3)  # numbers of channels that can be decoded here
+GREY = (19595, 38470, 7471)  # PIL's weights of red, green and blue, times 65536
+ORIENTATION = 0x0112  # the EXIF tag
+APPS = range(0xE0, 0xF0)  # markers of a JPEG's application segments; EXIF uses the second
 
 
-def pixels(content, channels):
-    """The bytes of a JPEG, PNG, GIF, BMP or WebP, a scalar string, as `(H, W, channels)` uint8.
+def pixels(content: Tensor, channels: int) -> Tensor:
+    """Decode a JPEG, PNG, GIF, BMP or WebP file, a scalar string, to `(H, W, channels)` uint8.
 
-    As `keras_vit.images.load_image` does it: grey becomes colour, alpha is dropped, a JPEG is
-    turned upright by its EXIF tag; of a moving picture the first frame.
+    As in `keras_vit.images.load_image`, grey becomes colour, alpha is dropped and a JPEG is
+    rotated according to its EXIF tag. Of an animation the first frame is taken.
     """
     import tensorflow as tf
 
     def jpeg():
-        # The defaults are faster, and off by 1.2 levels on average: PIL has the accurate transform.
+        # The faster default is off by 1.2 levels on average; PIL uses the accurate transform.
         x = tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE", fancy_upscaling=True)
         return turned(x, orientation(content))
 
@@ -30,15 +32,15 @@ def pixels(content, channels):
     return tf.cast((x + 0x8000) // 0x10000, "uint8")
 
 
-def orientation(content):
-    """How the pixels of a JPEG lie, by its EXIF tag: 1..8, 1 where it does not tell."""
+def orientation(content: Tensor) -> Tensor:
+    """The EXIF orientation of a JPEG: 1..8; 1 if it has none."""
     import tensorflow as tf
 
     data = tf.concat([tf.io.decode_raw(content, "uint8"), tf.zeros(1, "uint8")], axis=0)
-    end = tf.size(data) - 1  # what lies behind the file reads as zero
+    end = tf.size(data) - 1  # bytes past the end read as zero
 
     def number(start, size, little=False):
-        """Whole numbers of that many bytes; `start` may be a vector."""
+        """Integers of that many bytes; `start` may be a vector."""
         steps = tf.range(size)
         steps = tf.where(little, size - 1 - steps, steps)
         at = tf.clip_by_value(start[..., None] + steps, 0, end)
@@ -56,7 +58,7 @@ def orientation(content):
         return segment + 2 + number(segment + 2, 2)
 
     segment = tf.while_loop(goes_on, following, [tf.constant(2)])[0]
-    base = segment + 10  # the TIFF header: byte order, 42, where the table of tags begins
+    base = segment + 10  # the TIFF header: byte order, 42, offset of the table of tags
     little = number(base, 1) == ord("I")
     table = base + number(base + 4, 4, little)
     entries = table + 2 + 12 * tf.range(number(table, 2, little))
@@ -65,8 +67,8 @@ def orientation(content):
     return tf.where(is_exif(segment) & (found <= 8), found, 1)
 
 
-def turned(x, orientation):
-    """`(H, W, C)` as it is to be looked at, by its EXIF orientation."""
+def turned(x: Tensor, orientation: Tensor) -> Tensor:
+    """`(H, W, C)` rotated and mirrored upright, given its EXIF orientation."""
     import tensorflow as tf
 
     def among(*values):

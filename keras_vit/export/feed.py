@@ -1,8 +1,12 @@
-"""A file of this package and the images that it is to be fed with."""
+"""An exported file and the images to run it on."""
 
+from collections.abc import Iterator
+from typing import Any
+
+import keras
 import numpy as np
 
-from keras_vit.export import common
+from keras_vit.export import common, files
 from keras_vit.images import to_array
 
 
@@ -10,13 +14,13 @@ class Sample:
     """Some images in the three forms that files take.
 
     Attributes:
-        images: as the user has them.
+        images: as the user passed them.
         pixels: resized and cropped by the model's preprocessor, `(B, height, width, C)`; None
-            where it has none.
+            if it has none.
         inputs: normalised, as the bare model takes them.
     """
 
-    def __init__(self, model, images):
+    def __init__(self, model: keras.Model, images: Any) -> None:
         converter = common.converter(model)
         self.images = images
         self.channels = model.inputs[0].shape[-1]
@@ -28,28 +32,28 @@ class Classifier:
     """A file with one input of images and one output, as `keras_vit.export` writes them.
 
     Raises:
-        ValueError: the file has others.
+        ValueError: the file has other inputs or outputs.
     """
 
-    def __init__(self, file):
+    def __init__(self, file: files.File) -> None:
         self.file = file
         self.input = _single(file, "input", common.INPUTS)
         self.output = _single(file, "output", common.OUTPUTS)
         self.dtype, self.shape = file.inputs[self.input]
         self.batch_size = self.shape[0] or 1
 
-    def feed(self, sample):
-        """Batches as the file takes them, each with the number of images that are the sample's."""
-        if self.input == common.RAW and sample.pixels is None:
+    def feed(self, sample: Sample) -> Iterator[tuple[np.ndarray, int]]:
+        """Batches as the file takes them, each with its number of images without padding."""
+        x = sample.pixels if self.input == common.PIXELS else sample.inputs
+        if x is None:
             raise ValueError(
-                "The file takes raw images, and the model has no preprocessor to cut them with."
+                "The file takes raw images, and the model has no preprocessor to prepare them."
             )
-        if self.input == common.RAW and None in self.shape[1:3]:  # it cuts them itself
+        if self.input == common.PIXELS and None in self.shape[1:3]:  # it resizes them itself
             for image in sample.images:
                 image = to_array(image, sample.channels)[None].astype(self.dtype)
                 yield np.repeat(image, self.batch_size, axis=0), 1
             return
-        x = sample.pixels if self.input == common.RAW else sample.inputs
         pairs = zip(self.shape[1:], x.shape[1:], strict=True)
         if any(known not in (None, size) for known, size in pairs):
             raise ValueError(
@@ -58,19 +62,20 @@ class Classifier:
             )
         for start in range(0, len(x), self.batch_size):
             batch = x[start : start + self.batch_size].astype(self.dtype)
-            missing = self.batch_size - len(batch)  # the last one is filled up
+            missing = self.batch_size - len(batch)  # the last batch is padded
             yield np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]), len(batch)
 
-    def run(self, batch):
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """The output for one batch, `(B, K)`."""
         return self.file.run(**{self.input: batch})[self.output]
 
 
 def _single(file, what, allowed):
-    """The one name of an input or output."""
+    """The name of the only input or output."""
     names = list(getattr(file, f"{what}s"))
     if len(names) != 1 or names[0] not in allowed:
         raise ValueError(
-            f"{str(file.path)!r} is not a file of keras_vit.export: one {what} is expected, named "
+            f"{str(file.path)!r} was not written by keras_vit.export: expected one {what} named "
             f"{' or '.join(allowed)}. Received: {', '.join(names) or 'none'}"
         )
     return names[0]

@@ -1,29 +1,36 @@
-"""Files that run without Keras, of this package or of others: what goes in, what comes out."""
+"""TFLite files, SavedModels and ONNX files of any origin, with their inputs and outputs."""
 
 import abc
 import collections
 import json
 import os
 import pathlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_vit.export import metadata, onnx, saved_model, tflite
-
-Tensor = collections.namedtuple("Tensor", "dtype shape")
-Tensor.__doc__ = """An input or output: dtype as a name, shape with None for what is free."""
+from keras_vit.export import metadata, model_file, onnx, runtime, saved_model
+from keras_vit.types import Path
 
 
-def load(path, threads=None):
+class Tensor(NamedTuple):
+    """An input or output; None in its shape stands for a dynamic axis."""
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def open_file(path: Path, threads: int | None = None) -> "File":
     """The file at that path, ready to run.
 
     Args:
-        path: a file that ends in .onnx, a SavedModel directory, or else a TFLite file.
-        threads: to run it with; None: one for each processor.
+        path: a TFLite or ONNX file, or a SavedModel directory.
+        threads: to run it with; None: one per processor.
 
     Raises:
         FileNotFoundError: there is nothing at that path.
-        ValueError: it is no such file, or one that does not run here.
+        ValueError: the file is of another kind or does not run here.
         ImportError: an ONNX file without onnxruntime.
     """
     path = pathlib.Path(path)
@@ -31,62 +38,74 @@ def load(path, threads=None):
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     if path.is_dir():
         return SavedModel(path)
-    return (ONNX if path.suffix == ".onnx" else TFLite)(path, threads or os.cpu_count())
+    if not path.is_file():
+        raise ValueError(f"{str(path)!r} is neither a file nor a directory.")
+    kind = TFLite if path.suffix == ".tflite" or model_file.is_tflite(path) else ONNX
+    return kind(path, threads or os.cpu_count() or 1)
 
 
 class File(abc.ABC):
-    """What the three kinds share.
+    """The interface of the three kinds.
 
     Attributes:
         kind: `"TFLite"`, `"SavedModel"` or `"ONNX"`.
         inputs, outputs: dicts from names to `Tensor`.
         size: bytes.
         threads: how many it runs with.
-        operations: dict from names to how many of each, the most frequent first; None: not known.
-        partitions: pieces of the graph that XNNPACK runs; TFLite only.
-        labels: names of the classes; None: the file has none.
-        preset: a dict, as `keras_vit.export.metadata.about` makes it; None: the file has none.
+        operations: dict from names to counts, the most frequent first; None: not known.
+        partitions: XNNPACK partitions of the graph; TFLite only.
+        labels: class names; None: the file has none.
+        preset: a dict as from `keras_vit.export.metadata.about`; None: the file has none.
     """
 
-    operations = partitions = labels = preset = None
+    kind: str
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    operations: dict[str, int] | None = None
+    partitions: int | None = None
+    labels: list[str] | None = None
+    preset: dict[str, Any] | None = None
 
-    def __init__(self, path, threads):
+    def __init__(self, path: pathlib.Path, threads: int) -> None:
         self.path = path
         self.threads = threads
         parts = path.rglob("*") if path.is_dir() else [path]
         self.size = sum(part.stat().st_size for part in parts if part.is_file())
 
-    def broken(self, what, error):
-        """The error of a file that cannot be loaded, in one line."""
+    def broken(self, what: str, error: Exception) -> ValueError:
+        """The error for a file that cannot be loaded, in one line."""
         return ValueError(f"{str(self.path)!r} {what}: {' '.join(str(error).split())}")
 
     @abc.abstractmethod
-    def run(self, **inputs):
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Arrays by the names of the inputs -> arrays by the names of the outputs."""
 
 
-def counted(names):
-    return names and dict(collections.Counter(names).most_common())
+def counted(names: Iterable[str]) -> dict[str, int]:
+    """How often each name occurs, the most frequent first."""
+    return dict(collections.Counter(names).most_common())
 
 
 class TFLite(File):
+    """A TFLite file in TensorFlow's interpreter."""
+
     kind = "TFLite"
 
-    def __init__(self, path, threads):
+    def __init__(self, path: pathlib.Path, threads: int) -> None:
         super().__init__(path, threads)
         try:
-            self.loaded = tflite.interpreter(path, threads)
-            about = metadata.read(path)
+            self.loaded = runtime.interpreter(path, threads)
+            about = metadata.read_metadata(path)
         except (ValueError, RuntimeError) as error:
-            raise self.broken("is not a TFLite file that runs", error) from error
+            raise self.broken("is not a valid TFLite file", error) from error
         self.labels, self.preset = about.get("labels"), about.get("preset")
-        self.operations = counted(tflite.operations(self.loaded))
-        self.partitions = tflite.partitions(self.loaded)
+        self.operations = counted(runtime.operations(self.loaded))
+        self.partitions = runtime.partitions(self.loaded)
         self.runner = None
         if len(self.loaded.get_signature_list()) == 1:
             self.runner = self.loaded.get_signature_runner()
             inputs, outputs = self.runner.get_input_details(), self.runner.get_output_details()
-        else:  # the names of tensors will do
+        else:  # without a signature: by the tensors' names
             inputs, outputs = (
                 {details["name"]: details for details in found}
                 for found in (self.loaded.get_input_details(), self.loaded.get_output_details())
@@ -96,7 +115,7 @@ class TFLite(File):
             for found in (inputs, outputs)
         )
 
-    def run(self, **inputs):
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         if self.runner:
             return self.runner(**inputs)
         for details in self.loaded.get_input_details():
@@ -107,23 +126,27 @@ class TFLite(File):
 
 
 def _tflite_tensor(details):
-    # The interpreter runs with its static shape; a free axis has 1 there.
+    # The interpreter runs with static shapes; a dynamic axis is 1 there.
     return Tensor(np.dtype(details["dtype"]).name, tuple(int(n) for n in details["shape"]))
 
 
 class SavedModel(File):
+    """A SavedModel directory and its default signature."""
+
     kind = "SavedModel"
 
-    def __init__(self, path):
+    def __init__(self, path: pathlib.Path) -> None:
         import tensorflow as tf
 
-        threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
+        threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
         super().__init__(path, threads)
         try:
             self.loaded = tf.saved_model.load(str(path))
             self.function = self.loaded.signatures["serving_default"]
         except (OSError, KeyError) as error:
-            raise self.broken("is no SavedModel that serves", error) from error
+            raise self.broken(
+                "is not a SavedModel with the signature serving_default", error
+            ) from error
         described = self.function.structured_input_signature[1], self.function.structured_outputs
         self.inputs, self.outputs = (
             {name: _tensorflow_tensor(spec) for name, spec in specs.items()} for specs in described
@@ -134,7 +157,7 @@ class SavedModel(File):
         self.preset = json.loads(preset.read_text("utf-8")) if preset.is_file() else None
         self.labels = labels.read_text("utf-8").splitlines() if labels.is_file() else None
 
-    def run(self, **inputs):
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         import tensorflow as tf
 
         outputs = self.function(**{name: tf.constant(x) for name, x in inputs.items()})
@@ -146,27 +169,30 @@ def _tensorflow_tensor(spec):
 
 
 class ONNX(File):
+    """An ONNX file in onnxruntime."""
+
     kind = "ONNX"
 
-    def __init__(self, path, threads):
+    def __init__(self, path: pathlib.Path, threads: int) -> None:
         super().__init__(path, threads)
         try:
             self.session = onnx.session(path, threads)
         except ImportError:
             raise
-        except Exception as error:  # of pybind11, and of many kinds
-            raise self.broken("is not an ONNX file that runs", error) from error
+        except Exception as error:  # onnxruntime raises many classes of its own
+            raise self.broken("is not a valid ONNX file", error) from error
         self.inputs, self.outputs = (
             {x.name: Tensor(_onnx_dtype(x.type), _known(x.shape)) for x in found}
             for found in (self.session.get_inputs(), self.session.get_outputs())
         )
-        self.operations = counted(onnx.operations(path))
+        names = onnx.operations(path)
+        self.operations = None if names is None else counted(names)
         about = self.session.get_modelmeta().custom_metadata_map
         self.preset, self.labels = (
             json.loads(about[key]) if key in about else None for key in ("preset", "labels")
         )
 
-    def run(self, **inputs):
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         outputs = self.session.run(None, inputs)
         return dict(zip(self.outputs, outputs, strict=True))
 
@@ -178,5 +204,5 @@ def _onnx_dtype(name):
 
 
 def _known(shape):
-    """A shape with None where no number stands."""
+    """A shape with None for each dynamic axis."""
     return tuple(size if isinstance(size, int) else None for size in shape)

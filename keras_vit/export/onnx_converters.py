@@ -1,38 +1,38 @@
-"""A Keras model as ONNX, by the exporter of each backend's own makers."""
+"""A Keras model as ONNX, by the exporter of each backend."""
 
 import logging
 import pathlib
 import tempfile
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_vit.export import common, fold, onnx_weights
-from keras_vit.layers import frozen
 
 OPSET = 18  # the newest that tf2onnx writes
-LACKS = "This model has an operation that ONNX lacks, or lacks in this form: {}"
-PACKAGES = {"tensorflow": "tf2onnx", "torch": "onnxscript", "jax": "jax2onnx"}  # beside onnx
+LACKS = "This model contains an operation that ONNX lacks, or lacks in this form: {}"
+PACKAGES = {"tensorflow": "tf2onnx", "torch": "onnxscript", "jax": "jax2onnx"}  # besides onnx
 
 
-def convert(whole, model, batch_size):
+def convert(whole: keras.Model, model: keras.Model, batch_size: int | None) -> Any:
     """A model as an `onnx.ModelProto`.
 
     Args:
-        whole: a functional model with one input and one output, which the file is to be.
-        model: the model inside, which lacks `whole`'s normalisation and softmax.
+        whole: the functional model to convert, with one input and one output.
+        model: the model inside, without `whole`'s normalisation and softmax.
         batch_size: None: any number of images.
 
     Raises:
-        ValueError: it has an operation that ONNX does not.
+        ValueError: the model contains an operation that ONNX lacks.
     """
     import onnx
 
     exporters = {"tensorflow": _by_tensorflow, "torch": _by_torch, "jax": _by_keras}
     shape = (batch_size, *whole.inputs[0].shape[1:])
-    with warnings.catch_warnings(action="ignore"):  # they speak of their own code
+    with warnings.catch_warnings(action="ignore"):  # they concern the exporters' own code
         try:
             proto = exporters[keras.backend.backend()](whole, model, shape)
             onnx.checker.check_model(proto)
@@ -42,23 +42,22 @@ def convert(whole, model, batch_size):
 
 
 def _by_tensorflow(whole, model, shape):
-    # Not whole.export(format="onnx"): it has no way to tell tf2onnx of erfc, which GELU needs, and
-    # tf2onnx takes 50 times the memory of the weights that it sees. So it sees inputs in their
-    # place.
+    # Not whole.export(format="onnx"): it cannot pass tf2onnx a handler for erfc, which GELU needs.
+    # And tf2onnx takes 50 times the memory of the weights it sees, so they are inputs here.
     import tensorflow as tf
     import tf2onnx
 
-    images, raw = whole.inputs[0], whole.inputs[0].name == common.RAW
-    folded = fold.Fold(model, pixels=raw)
-    weights = [(v, value.astype(v.dtype)) for v, value in folded.constants()]
+    images, raw = whole.inputs[0], whole.inputs[0].name == common.PIXELS
+    folded, act = fold.fold(model, pixels=raw), common.activation(model)
+    weights = folded.constants
 
     def call(x, *values):
         if raw:
             normalize = common.converter(model).normalize
             x = tf.cast(x, "float32") if folded.takes_pixels else normalize(x)
         state = [(variable, value) for (variable, _), value in zip(weights, values, strict=True)]
-        with frozen.freeze(folded.frozen), keras.StatelessScope(state_mapping=state):
-            return {whole.name: common.finish(model(x, training=False), whole.name)}
+        with keras.StatelessScope(state_mapping=state):
+            return {whole.name: common.finish(folded.model(x, training=False), whole.name, act)}
 
     specs = [tf.TensorSpec(shape, images.dtype, name=images.name)]
     for i, (variable, _) in enumerate(weights):
@@ -79,7 +78,7 @@ def _by_tensorflow(whole, model, shape):
 
 
 def _erfc(graph, node, name, args):
-    """erfc(x) = 1 - erf(x), for tf2onnx, which does not know it."""
+    """erfc(x) = 1 - erf(x), for tf2onnx, which lacks it."""
     one = graph.make_const(f"{name}_one", np.array(1.0, "float32")).output[0]
     erf = graph.make_node("Erf", node.input[:1]).output[0]
     outputs = {"outputs": node.output, "shapes": node.output_shapes, "dtypes": node.output_dtypes}
@@ -88,7 +87,7 @@ def _erfc(graph, node, name, args):
 
 
 def _by_torch(whole, model, shape):
-    # Not whole.export(format="onnx"): with any batch size it takes torch's old exporter, which
+    # Not whole.export(format="onnx"): for a dynamic batch size it uses torch's old exporter, which
     # fails at a convolution.
     import torch
 

@@ -1,15 +1,18 @@
-"""Weights into an ONNX graph that was made without them."""
+"""Insert weights into an ONNX graph that was converted without them."""
+
+from typing import Any
 
 import numpy as np
 
 
-def insert(proto, weights):
-    """Numbers in the place of the inputs of a graph that follow the first, `weight_0`, `weight_1`
-    and so on; what is computed from them alone is computed now.
+def insert(proto: Any, weights: list[tuple[str, np.ndarray]]) -> None:
+    """Replace the graph's inputs after the first, `weight_0`, `weight_1` ..., by constants.
+
+    Nodes that depend on constants alone are evaluated.
 
     Args:
-        proto: a `onnx.ModelProto`, which is changed.
-        weights: list of (name, array), of all these inputs in their order.
+        proto: an `onnx.ModelProto`, which is changed.
+        weights: list of (name, array), one for each of these inputs, in order.
     """
     from onnx import numpy_helper
 
@@ -36,7 +39,7 @@ def _index(name):
 
 
 def _computed(proto, node, known):
-    """Whether a node's outputs are known by now, for all its inputs were."""
+    """Evaluate a node if all its inputs are constants; whether it was."""
     from onnx import helper
     from onnx.reference import ReferenceEvaluator
 

@@ -1,10 +1,10 @@
-"""TensorFlow's metadata of models, metadata_schema.fbs, as far as it is written here.
+"""The part of TensorFlow's model metadata schema, metadata_schema.fbs, that is used here.
 
-In the terms of `flatbuffer.pack`: the fields of a table in the order of their slots. Those at the
-end of a table that are not needed here are left out.
+In the form that `flatbuffer.pack` takes: the fields of a table in the order of their slots. Unused
+fields at the end of a table are left out.
 """
 
-IDENTIFIER, PARSER = b"M001", "1.0.0"  # the schema's first version has all of these
+IDENTIFIER, PARSER = b"M001", "1.0.0"  # the first version of the schema has all these fields
 FEATURE, IMAGE = 1, 2
 NORMALIZATION = 1
 SCHEMA = {
@@ -44,5 +44,5 @@ SCHEMA = {
     "Stats": {"max": [float], "min": [float]},
     "AssociatedFile": {"name": str, "description": str, "type": int},
 }
-COLOR_SPACES = {3: 1, 1: 2}  # by channels: RGB, GRAYSCALE
-DESCRIPTIONS, TENSOR_AXIS_LABELS = 1, 2  # types of files
+COLOR_SPACES = {3: 1, 1: 2}  # by number of channels: RGB, GRAYSCALE
+DESCRIPTIONS, TENSOR_AXIS_LABELS = 1, 2  # types of associated files

@@ -1,35 +1,40 @@
-"""Copies of a model as a file needs them: for images of another size, in float32."""
+"""Copies of a model for export: with another image size, in float32."""
+
+import keras
 
 from keras_vit import weights, zoo
 from keras_vit.layers.patches import pair
 from keras_vit.layouts import saved
 from keras_vit.models.classifier import ImageClassifier
+from keras_vit.types import Size
 
 
-def at_size(model, image_size):
-    """The model for images of that size, its positions resampled; None: the model itself."""
+def at_size(model: keras.Model, image_size: Size | None) -> keras.Model:
+    """The model for images of that size, with resampled positions; None: the model itself."""
     if image_size is None or pair(image_size) == tuple(model.inputs[0].shape[1:3]):
         return model
     if not isinstance(model, ImageClassifier):
         raise ValueError(
-            "image_size is for the classifiers of keras_vit; others are built anew for another "
-            f"size. Received: {model!r}"
+            "image_size is for the classifiers of keras_vit; build other models for the size that "
+            f"you need. Received: {model!r}"
         )
-    if model.image_size is None:  # it resamples positions in its graph, from the same table
+    if model.image_size is None:  # its graph resamples the same table of positions
         copy = _copy(model, image_size=pair(image_size))
         if copy.preprocessor:
             copy.preprocessor.image_converter.image_size = image_size
     else:
-        spec = saved.spec_of_model(model, None)
-        tensors = weights.export(model, spec.rename)
+        spec = saved.spec_of_model(model)
+        tensors = weights.export(model, spec.table.rename)
         changes = {"image_size": pair(image_size)}
-        copy = zoo.build(spec, tensors, changes, {}, None, model.backbone.dtype_policy.name)
+        copy = zoo.build_classifier(
+            spec, tensors, changes, {}, None, model.backbone.dtype_policy.name
+        )
     copy.source, copy.preset = model.source, model.preset
     return copy
 
 
-def in_float32(model):
-    """The model itself, or a copy that computes in float32: TFLite has no bfloat16."""
+def in_float32(model: keras.Model) -> keras.Model:
+    """The model itself, or a copy that computes in float32, because TFLite has no bfloat16."""
     if all(layer.compute_dtype == "float32" for layer in model.layers):
         return model
     if not isinstance(model, ImageClassifier):
@@ -41,7 +46,7 @@ def in_float32(model):
 
 
 def _copy(model, **backbone):
-    """The same model with other arguments of its backbone, which do not change its weights."""
+    """The same model with other arguments of its backbone, which must not change its weights."""
     config = model.get_config()
     config["backbone"]["config"].update(backbone)
     if "dtype" in backbone:

@@ -1,13 +1,15 @@
-"""Building blocks: Keras layers with plain-number arguments, for any backend, channels last."""
+"""Building blocks of the models: Keras layers for every backend, channels last."""
 
 from keras_vit.layers.attention import Attention, AttentionPool
 from keras_vit.layers.block import DropPath, LayerScale, TransformerBlock
+from keras_vit.layers.conv import DepthwiseConv
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.patches import PatchEncoder, Patches
 
 __all__ = [
     "Attention",
     "AttentionPool",
+    "DepthwiseConv",
     "DropPath",
     "LayerScale",
     "Mlp",

@@ -1,109 +1,148 @@
-"""The transformer block and its two small helpers."""
+"""The transformer block, LayerScale and stochastic depth."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 from keras import ops
 
-from keras_vit.layers import frozen
 from keras_vit.layers.attention import Attention
-from keras_vit.layers.base import Layer, register
+from keras_vit.layers.base import Layer, Norm, Scale, register
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.norm import normalization
+from keras_vit.types import Shape, Tensor
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Stochastic depth rates that grow linearly from 0 to `last` over `depth` blocks.
+
+    As in timm: the linear decay rule of https://arxiv.org/abs/1603.09382, section 3, except that
+    the first block has rate 0.
+    """
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
 @register
 class LayerScale(Layer):
-    """Multiplies each channel by a learned number: `(..., D) -> (..., D)` (https://arxiv.org/abs/2103.17239).
+    """Learned scale per channel: `(..., D) -> (..., D)`.
+
+    LayerScale of CaiT (https://arxiv.org/abs/2103.17239, section 2).
 
     Args:
-        init_values: the initial value of all D factors, for instance 1e-5.
+        init_values: initial value of all D scales.
     """
 
-    def __init__(self, init_values=1e-5, **kwargs):
+    def __init__(self, init_values: float = 1e-5, **kwargs: Any):
         super().__init__(**kwargs)
         self.init_values = init_values
 
-    def build(self, input_shape):
-        # Not named `gamma`: that leaf means a norm's weight (weights.py).
+    def build(self, input_shape: Shape) -> None:
+        # Not named `gamma`: weights.py reads that name as the weight of a norm.
         self.layer_scale = self.add_weight(
             shape=input_shape[-1:],
             initializer=keras.initializers.Constant(self.init_values),
             name="layer_scale",
         )
 
-    def compute_output_spec(self, x):
+    def after(self, dense: keras.layers.Dense) -> Scale:
+        """This scale, to be folded into the dense layer whose output it scales."""
+        return Scale(self.layer_scale, dense)
+
+    def compute_output_spec(self, x: Tensor) -> keras.KerasTensor:
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
-    def call(self, x):
-        return x if frozen.is_folded(self) else x * self.layer_scale
+    def call(self, x: Tensor) -> Tensor:
+        return x * self.layer_scale
 
 
 @register
 class DropPath(Layer):
     """Stochastic depth (https://arxiv.org/abs/1603.09382): `(B, ...) -> (B, ...)`.
 
-    In training a sample's branch is zero with probability `rate`, else divided by `1 - rate`.
+    In training, sets each sample to zero with probability `rate` and divides the others by
+    `1 - rate`. In inference, returns the input.
 
     Args:
-        rate: float, 0 <= rate < 1.
-        seed: int or None.
+        rate: probability of dropping a sample, 0 <= rate < 1.
+        seed: seed of the random numbers, or None.
+
+    Raises:
+        ValueError: if `rate` is out of range.
     """
 
-    def __init__(self, rate=0.0, seed=None, **kwargs):
+    def __init__(self, rate: float = 0.0, seed: int | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         if not 0 <= rate < 1:
-            raise ValueError(f"rate must lie in [0, 1). Received: {rate}")
+            raise ValueError(f"rate must be in the range [0, 1). Received: rate={rate}")
         self.rate = rate
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed) if rate else None
         self.built = True
 
-    def compute_output_spec(self, x, training=None):
+    def compute_output_spec(self, x: Tensor, training: bool | None = None) -> keras.KerasTensor:
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
-    def call(self, x, training=None):
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         if not training or not self.rate:
             return x
         shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
-        kept = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator) >= self.rate
-        return x * ops.cast(ops.cast(kept, "float32") / (1.0 - self.rate), x.dtype)
+        keep = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator) >= self.rate
+        return x * ops.cast(ops.cast(keep, "float32") / (1.0 - self.rate), x.dtype)
+
+
+class Block(Layer):
+    """Base class of the blocks that a backbone repeats; input and output have the same shape.
+
+    Attributes:
+        scores: function from the block's input to its attention map; None if the block has no
+            attention.
+    """
+
+    scores: Callable[[Tensor], Tensor] | None = None
 
 
 @register
-class TransformerBlock(Layer):
-    """A pre-norm transformer block: `(B, N, D) -> (B, N, D)` (figure 1 of https://arxiv.org/abs/2010.11929).
+class TransformerBlock(Block):
+    """Pre-norm transformer encoder block: `(B, N, D) -> (B, N, D)`.
+
+    Figure 1 (right) and equations 2 and 3 of https://arxiv.org/abs/2010.11929.
 
     Args:
-        num_heads: attention heads; must divide D.
-        mlp_ratio: hidden width of the MLP over D.
-        qkv_bias, proj_bias: biases of query, key and value; of all other dense layers of the block.
-        init_values: initial LayerScale, or None for no LayerScale.
-        activation, gate: of the MLP, see `Mlp`.
-        norm: `"layer"` or `"rms"`.
+        num_heads: number of attention heads; must divide D.
+        mlp_ratio: hidden width of the MLP, divided by D.
+        qkv_bias: whether the query, key and value projection has a bias.
+        proj_bias: whether the other dense layers have a bias.
+        init_values: initial value of LayerScale; None for no LayerScale.
+        activation, gate: as in `Mlp`.
+        norm: `"layer"` (LayerNorm) or `"rms"` (RMSNorm).
         norm_eps: epsilon of the norms.
-        inner_norm: norms inside attention and MLP (BEiT-3).
-        drop_rate, attn_drop_rate: dropout in the MLP and of attention scores, in training only.
-        drop_path: probability that a sample skips the block's branches, in training only.
+        inner_norm: additional norms inside attention and MLP (BEiT-3).
+        drop_rate: dropout rate in the MLP.
+        attn_drop_rate: dropout rate of the attention probabilities.
+        drop_path: stochastic depth rate of both residual branches.
 
-    `call(x, queries=n)` computes only the first n tokens of the output, `(B, n, D)`, which is all
-    that a head on the class token reads from the last block.
+    Call arguments:
+        x: tokens, `(B, N, D)`.
+        queries: compute only the first `queries` output tokens: `(B, queries, D)`. A head on the
+            class token reads no others from the last block.
     """
 
     def __init__(
         self,
-        num_heads,
-        mlp_ratio=4.0,
-        qkv_bias=True,
-        proj_bias=True,
-        init_values=None,
-        activation="gelu",
-        gate=None,
-        norm="layer",
-        norm_eps=1e-6,
-        inner_norm=False,
-        drop_rate=0.0,
-        attn_drop_rate=0.0,
-        drop_path=0.0,
-        **kwargs,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        init_values: float | None = None,
+        activation: str = "gelu",
+        gate: str | None = None,
+        norm: str = "layer",
+        norm_eps: float = 1e-6,
+        inner_norm: bool = False,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path: float = 0.0,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.num_heads = num_heads
@@ -120,12 +159,22 @@ class TransformerBlock(Layer):
         self.attn_drop_rate = attn_drop_rate
         self.drop_path = drop_path
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         inner = {"inner_norm": self.inner_norm, "norm_eps": self.norm_eps}
-        norm = {"norm": self.norm, "epsilon": self.norm_eps}
-        self.norm1 = self.child(normalization, name="norm1", **norm)
-        self.attn = self.child(
+        norm: dict[str, Any] = {"norm": self.norm, "epsilon": self.norm_eps}
+        self.norm1 = self.child(normalization, input_shape, name="norm1", **norm)
+        self.attn = self.attention(input_shape, **inner)
+        self.ls1 = self.layer_scale(input_shape, "ls1")
+        self.norm2 = self.child(normalization, input_shape, name="norm2", **norm)
+        self.mlp = self.feed_forward(input_shape, **inner)
+        self.ls2 = self.layer_scale(input_shape, "ls2")
+        self.skip = self.child(DropPath, rate=self.drop_path, name="skip")
+
+    def attention(self, input_shape: Shape, **inner: Any) -> Layer:
+        """Make the attention layer, `attn`; subclasses override it for other kinds of attention."""
+        return self.child(
             Attention,
+            input_shape,
             num_heads=self.num_heads,
             qkv_bias=self.qkv_bias,
             proj_bias=self.proj_bias,
@@ -133,40 +182,46 @@ class TransformerBlock(Layer):
             name="attn",
             **inner,
         )
-        self.ls1 = self.layer_scale("ls1")
-        self.norm2 = self.child(normalization, name="norm2", **norm)
-        self.mlp = self.child(
-            Mlp,
-            ratio=self.mlp_ratio,
-            activation=self.activation,
-            gate=self.gate,
-            use_bias=self.proj_bias,
-            drop_rate=self.drop_rate,
-            name="mlp",
-            **inner,
-        )
-        self.ls2 = self.layer_scale("ls2")
-        self.skip = self.child(DropPath, rate=self.drop_path, name="skip")
-        for layer in (self.norm1, self.attn, self.ls1, self.norm2, self.mlp, self.ls2):
-            layer.build(input_shape)
 
-    def layer_scale(self, name):
+    def feed_forward(self, input_shape: Shape, **inner: Any) -> Mlp:
+        """Make the MLP, `mlp`."""
+        options: dict[str, Any] = {"ratio": self.mlp_ratio, "activation": self.activation}
+        options |= {"gate": self.gate, "use_bias": self.proj_bias, "drop_rate": self.drop_rate}
+        return self.child(Mlp, input_shape, name="mlp", **{**options, **inner})
+
+    def layer_scale(self, input_shape: Shape, name: str) -> keras.layers.Layer:
+        """Make a LayerScale, or an identity if `init_values` is None."""
         if self.init_values is None:
-            return self.child(keras.layers.Identity, name=name)
-        return self.child(LayerScale, init_values=self.init_values, name=name)
+            return self.child(keras.layers.Identity, input_shape, name=name)
+        return self.child(LayerScale, input_shape, init_values=self.init_values, name=name)
 
-    def compute_output_spec(self, x, queries=None, training=None):
+    def links(self) -> Iterable[Norm | Scale]:
+        yield self.norm1.read_by(*self.attn.readers)
+        yield self.norm2.read_by(*self.mlp.readers)
+        if self.init_values is not None:
+            yield self.ls1.after(self.attn.proj)
+            yield self.ls2.after(self.mlp.fc2)
+
+    @property
+    def summands(self) -> list[Any]:
+        """The weights that write to the residual stream, if LayerScale is folded into them."""
+        dense = (self.attn.proj, self.mlp.fc2)
+        return [v for d in dense for v in (d.kernel, d.bias) if v is not None]
+
+    def compute_output_spec(
+        self, x: Tensor, queries: int | None = None, training: bool | None = None
+    ) -> keras.KerasTensor:
         return keras.KerasTensor(
             (x.shape[0], queries or x.shape[1], x.shape[2]), self.compute_dtype
         )
 
-    def scores(self, x):
-        """The block's attention map for its input x: `(B, N, D) -> (B, heads, N, N)`, float32."""
+    def scores(self, x: Tensor) -> Tensor:
+        """The attention map for the block's input: `(B, N, D) -> (B, heads, N, N)`, float32."""
         return self.attn.scores(self.norm1(x))
 
-    def call(self, x, queries=None, training=None):
-        rest = x if queries is None else x[:, :queries]
-        x = rest + self.skip(
+    def call(self, x: Tensor, queries: int | None = None, training: bool | None = None) -> Tensor:
+        residual = x if queries is None else x[:, :queries]
+        x = residual + self.skip(
             self.ls1(self.attn(self.norm1(x), queries=queries, training=training)),
             training=training,
         )

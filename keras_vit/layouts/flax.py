@@ -1,75 +1,54 @@
 """The `.npz` files of https://github.com/google-research/vision_transformer: ViT, hybrid, Mixer.
 
-The activation is GELU's tanh form, as flax' `nn.gelu` computes it; timm's rows for the same weights
-take the exact one. Hybrids have timm's epsilons in the ResNet. Pixels differ from google-research's
-where images shrink: the resize here is antialiased.
+The activation is the tanh approximation of GELU, as in flax' `nn.gelu`; timm uses the exact one for
+the same weights. Hybrids have timm's epsilons in the ResNet. Downscaled images differ from
+google-research's: the resize here is antialiased.
 """
 
 import functools
 import math
+import pathlib
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+import keras_vit_presets as presets
 from keras_vit import checks
-from keras_vit.layouts import infer
-from keras_vit.layouts.infer import shape_of
-from keras_vit.layouts.npz import read_npz
-from keras_vit.layouts.prepare import mapped
+from keras_vit.layouts.convert import mapped
+from keras_vit.layouts.npz import read_npz as read_tensors
+from keras_vit.layouts.spec import Spec
+from keras_vit.text import printable
+from keras_vit.weights import Tensor
 
-# flax' key, regular expression = timm's. Attention's three stay apart: JOINED says how they meet.
-_BLOCK = r"Transformer/encoderblock_(\d+)"
-_UNIT = r"(stages\.\d+\.blocks\.\d+)"
-KEYS = {
-    r"cls": r"cls_token",
-    r"Transformer/posembed_input/pos_embedding": r"pos_embed",
-    r"embedding/(\w+)": r"patch_embed.proj.\1",
-    rf"{_BLOCK}/LayerNorm_0/(\w+)": r"blocks.\1.norm1.\2",
-    rf"{_BLOCK}/LayerNorm_2/(\w+)": r"blocks.\1.norm2.\2",
-    rf"{_BLOCK}/MultiHeadDotProductAttention_1/(query|key|value)/(\w+)": r"blocks.\1.attn.\2.\3",
-    rf"{_BLOCK}/MultiHeadDotProductAttention_1/out/(\w+)": r"blocks.\1.attn.proj.\2",
-    rf"{_BLOCK}/MlpBlock_3/Dense_0/(\w+)": r"blocks.\1.mlp.fc1.\2",
-    rf"{_BLOCK}/MlpBlock_3/Dense_1/(\w+)": r"blocks.\1.mlp.fc2.\2",
-    r"Transformer/encoder_norm/(\w+)": r"norm.\1",
-    r"(pre_logits|head)/(\w+)": r"\1.\2",
-    r"conv_root/(\w+)": r"patch_embed.backbone.stem.conv.\1",
-    r"gn_root/(\w+)": r"patch_embed.backbone.stem.norm.\1",
-    rf"{_UNIT}/conv(\d)/(\w+)": r"patch_embed.backbone.\1.conv\2.\3",
-    rf"{_UNIT}/gn(\d)/(\w+)": r"patch_embed.backbone.\1.norm\2.\3",
-    rf"{_UNIT}/conv_proj/(\w+)": r"patch_embed.backbone.\1.downsample.conv.\2",
-    rf"{_UNIT}/gn_proj/(\w+)": r"patch_embed.backbone.\1.downsample.norm.\2",
-    r"stem/(\w+)": r"stem.proj.\1",
-    r"MixerBlock_(\d+)/LayerNorm_0/(\w+)": r"blocks.\1.norm1.\2",
-    r"MixerBlock_(\d+)/LayerNorm_1/(\w+)": r"blocks.\1.norm2.\2",
-    r"MixerBlock_(\d+)/token_mixing/Dense_0/(\w+)": r"blocks.\1.mlp_tokens.fc1.\2",
-    r"MixerBlock_(\d+)/token_mixing/Dense_1/(\w+)": r"blocks.\1.mlp_tokens.fc2.\2",
-    r"MixerBlock_(\d+)/channel_mixing/Dense_0/(\w+)": r"blocks.\1.mlp_channels.fc1.\2",
-    r"MixerBlock_(\d+)/channel_mixing/Dense_1/(\w+)": r"blocks.\1.mlp_channels.fc2.\2",
-    r"pre_head_layer_norm/(\w+)": r"norm.\1",
-}
-JOINED = {"blocks.*.attn.qkv": [f"blocks.*.attn.{part}" for part in ("query", "key", "value")]}
-IMAGES = {  # google-research's evaluation: both edges to the size
-    "mean": [0.5] * 3,
-    "std": [0.5] * 3,
-    "crop_pct": 1.0,
-    "crop_mode": "squash",
-    "interpolation": "bilinear",
-}
+__all__ = ["images", "is_published", "options", "read_tensors", "recognised", "translated"]
 
 
-def read(path):
-    """The tensors under flax' keys."""
-    return read_npz(path)
+def recognised(path: pathlib.Path, tensors: dict[str, Tensor]) -> tuple[str, dict]:
+    """The family of a file's model, and its table.
+
+    Raises:
+        WrongValue: the tensors are of no known model.
+    """
+    tables = presets.layout("flax")
+    for family, table in reversed(tables.items()):
+        if table["known_by"] in tensors:
+            return family, table
+    known = " or ".join(table["known_by"] for table in tables.values())
+    raise checks.WrongValue(
+        f"a model of google-research has a tensor {known}. The file has: "
+        f"{printable(', '.join(list(tensors)[:6])) or 'nothing'}"
+    )
 
 
-def translated(raw):
-    """The tensors under timm's keys, in torch's axis order; what is unknown keeps its key."""
+def translated(raw: dict[str, Tensor], timm_key: Callable[[str], str | None]) -> dict[str, Tensor]:
+    """The tensors under timm's keys, in torch's axis order; unknown ones keep their keys."""
     found = {}
     for key, tensor in raw.items():
-        tensor = mapped(tensor, functools.partial(torch_order, key))
-        ours = infer.timm_key(_of_stage(key), KEYS)
-        found[key if ours == _of_stage(key) else ours] = tensor
-    if not any(".stages." in key for key in found):  # a stem alone has no name of its own
+        ours = timm_key(_of_stage(key)) or key
+        found[ours] = mapped(tensor, functools.partial(torch_order, key))
+    if not any(".stages." in key for key in found):  # the stem alone has no submodule in timm
         found = {k.replace(".backbone.stem.", ".backbone."): t for k, t in found.items()}
     return found
 
@@ -81,7 +60,7 @@ def _of_stage(key):
     )
 
 
-def torch_order(key, array):
+def torch_order(key: str, array: np.ndarray) -> np.ndarray:
     """An array of flax in torch's axis order, heads merged: `(*s, in, out) -> (out, in, *s)`."""
     leaf = key.rpartition("/")[2]
     if "DotProductAttention" in key and array.ndim > 1:
@@ -95,42 +74,25 @@ def torch_order(key, array):
     return array.ravel() if leaf in ("scale", "bias") else array
 
 
-def spec_of(file, tensors):
-    """The `Spec` that follows from the tensors."""
-    return (_mixer if "stem.proj.weight" in tensors else _vit)(file, tensors)
+def options(file: Any, found: dict[str, Any], num_heads: int | None) -> dict[str, Any]:
+    """Hyper-parameters that follow from the file's own keys and shapes."""
+    if "num_heads" not in file.table:
+        return {}
+    shapes = {key: tensor.shape for key, tensor in file.own_tensors.items()}
+    return {"num_heads": checks.shape(shapes, file.table["num_heads"], 3)[1]}
 
 
-def _vit(file, tensors):
-    options, side = infer.vit(file, tensors)
-    query = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"
-    options |= {"num_heads": shape_of(query, 3, file, file.raw)[1], "activation": "gelu_tanh"}
-    family, stride = "vit", options["patch_size"]
-    if "conv_root/kernel" in file.raw:
-        family = "hybrid"
-        units = [
-            re.match(r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.", k) for k in tensors
-        ]
-        units = {(int(m[1]), int(m[2])) for m in units if m}
-        count = len({stage for stage, _ in units})
-        options["stages"] = tuple(sum(u[0] == stage for u in units) for stage in range(count))
-        options["in_channels"] = shape_of("conv_root/kernel", 4, file, file.raw)[2]
-        stride *= 4 * 2 ** max(count - 1, 0)
-    options["image_size"] = side * stride
-    return infer.spec(family, file, tensors, options, IMAGES, JOINED)
-
-
-def _mixer(file, tensors):
-    width, channels, patch, _ = shape_of("stem.proj.weight", 4, file, tensors)
-    between, tokens = shape_of("blocks.0.mlp_tokens.fc1.weight", 2, file, tensors)
-    hidden = shape_of("blocks.0.mlp_channels.fc1.weight", 2, file, tensors)[0]
-    options = {
-        "image_size": infer.side_of(tokens, "Tokens") * patch,
-        "patch_size": patch,
-        "in_channels": channels,
-        "embed_dim": width,
-        "depth": infer.depth_of(tensors),
-        "token_ratio": checks.ratio(between, width),
-        "mlp_ratio": checks.ratio(hidden, width),
-        "activation": "gelu_tanh",
+def images(file: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """google-research's evaluation: both edges are resized to the model's size."""
+    return {
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "interpolation": "bilinear",
     }
-    return infer.spec("mixer", file, tensors, options, IMAGES, JOINED)
+
+
+def is_published(spec: Spec) -> bool:
+    """google-research's code prepares images of all its models alike."""
+    return spec.backbone["in_channels"] == 3

@@ -1,69 +1,67 @@
-"""The files of weights of KerasHub's presets: HDF5, read as tensors under timm's keys."""
+"""Weights of KerasHub's presets: HDF5 files, read as tensors under timm's keys."""
 
-import contextlib
 import fnmatch
 import functools
+import pathlib
 import re
+from typing import Any
 
-import h5py
 import ml_dtypes  # noqa: F401  teaches numpy the name "bfloat16"
 import numpy as np
 
-from keras_vit.layouts.prepare import mapped
+from keras_vit.hub import Repository
+from keras_vit.keys import matched
+from keras_vit.layouts import h5
+from keras_vit.layouts.convert import mapped
+from keras_vit.text import printable
 from keras_vit.weights import Tensor, WeightsError
 
 BACKBONE_FILE, HEAD_FILE = "model.weights.h5", "task.weights.h5"
-LAYERS = "layers"  # the group of a functional model's layers; beside it is the optimizer's state
-BFLOAT16 = np.dtype("V2")  # as HDF5 keeps it
-# A path in a file, regular expression = timm's key. Of a layer 0 is the kernel, 1 the bias.
-_BLOCK = r"\w+_encoder/encoder_layers/[a-z_]+_block_(\d+)"
-BACKBONE = {
-    r"\w+_embeddings?/vars/0": r"cls_token",
-    r"\w+_embeddings/vars/1": r"dist_token",
-    r"\w+_embeddings/vars/2": r"pos_embed",
-    r"\w+_embedding/position_embedding/vars/0": r"pos_embed",
-    r"\w+_embeddings?/patch_embedding/vars/(\d)": r"patch_embed.proj.\1",
-    rf"{_BLOCK}/layer_norm_(\d)/vars/(\d)": r"blocks.\1.norm\2.\3",
-    rf"{_BLOCK}/mha/(query|key|value)_dense/vars/(\d)": r"blocks.\1.attn.\2.\3",
-    rf"{_BLOCK}/mha/output_dense/vars/(\d)": r"blocks.\1.attn.proj.\2",
-    rf"{_BLOCK}/mlp/dense(?:_1)?/vars/(\d)": r"blocks.\1.mlp.fc1.\2",
-    rf"{_BLOCK}/(?:mlp/dense_2|output_layer/dense)/vars/(\d)": r"blocks.\1.mlp.fc2.\2",
-    r"\w+_encoder/layer_norm/vars/(\d)": r"norm.\1",
-}
+LAYERS = "layers"  # the group of a functional model's layers; the optimizer's state is beside it
+BFLOAT16 = np.dtype("V2")  # as HDF5 stores it
+# A path in the file of the head's weights, a regular expression = timm's key.
 HEAD = {r"dense/vars/(\d)": r"head.\1"}
 HEAD_OF_TWO = {r"dense/vars/(\d)": r"pre_logits.\1", r"dense_1/vars/(\d)": r"head.\1"}
 LEAVES = {"0": "weight", "1": "bias"}
 
 
 class Weights:
-    """The files of weights, in the place of a `hub.Repository`.
+    """The weights files, used like a `hub.Repository`.
 
     Args:
         repository: where they are.
-        without_bias: patterns of layers that get a bias of zeros.
+        keys: a path in the file, a regular expression = timm's key.
+        without_bias: patterns of layers to give a bias of zeros.
         task: the classifier's config, or None.
     """
 
-    def __init__(self, repository, without_bias, task):
+    def __init__(
+        self,
+        repository: Repository,
+        keys: dict[str, str],
+        without_bias: list[str],
+        task: dict[str, Any] | None,
+    ):
         self.repository = repository
+        self.keys = keys
         self.without_bias = without_bias
         self.task = task
 
-    def __str__(self):
+    def __str__(self) -> str:
         return str(self.repository)
 
     @property
-    def uri(self):
+    def uri(self) -> str:
         return self.repository.uri
 
-    def tensors(self):
+    def tensors(self) -> dict[str, Tensor]:
         """The tensors under timm's keys, in torch's axis order.
 
         Raises:
-            MissingFile: one of the files is not there.
-            WeightsError: one that is cut off, or not one of Keras.
+            MissingFile: a file does not exist.
+            WeightsError: a file is truncated, or not a Keras weights file.
         """
-        found = _tensors(self.repository.file(BACKBONE_FILE), BACKBONE)
+        found = _tensors(self.repository.file(BACKBONE_FILE), self.keys)
         if self.task:
             table = HEAD_OF_TWO if self.task.get("intermediate_dim") else HEAD
             found |= _tensors(self.repository.file(HEAD_FILE), table)
@@ -83,14 +81,9 @@ def _tensors(path, table):
 
 
 def _key(name, table):
-    """A path in the file in timm's words, or as it is."""
+    """timm's key for a path in the file; unknown paths stay unchanged."""
     numbered = name.replace("_block/", "_block_0/")  # the first of equal names has no number
-    for pattern, ours in table.items():
-        match = re.fullmatch(pattern, numbered)
-        if match:
-            *layers, leaf = match.expand(ours).split(".")
-            return ".".join([*layers, LEAVES.get(leaf, leaf)])
-    return name
+    return matched(numbered, table, LEAVES) or name
 
 
 def _torch_order(name, array):
@@ -105,42 +98,26 @@ def _torch_order(name, array):
     return array if array.ndim < 2 or token else np.moveaxis(array, (-1, -2), (0, 1))
 
 
-def read_h5(path):
-    """The variables of a functional model's layers: a dict from `dense/vars/0` to `Tensor`.
+def read_h5(path: pathlib.Path) -> dict[str, Tensor]:
+    """The variables of a functional model's layers, by path: `dense/vars/0`.
 
-    Only their shapes are read yet.
+    Only the shapes are read now.
 
     Raises:
-        WeightsError: the file is damaged, or holds other things than floating-point numbers.
+        WeightsError: the file is damaged, or has variables that are not floating-point.
     """
-    with _layers(path) as layers:
-        items = {}
-        layers.visititems(lambda name, item: items.update({name: item}))
-        tensors = {}
-        for name, item in items.items():
-            if isinstance(item, h5py.Dataset):
-                number = item.dtype.kind == "f" or item.dtype == BFLOAT16
-                if not number or item.external or item.is_virtual:
-                    raise WeightsError(f"{name} of {path} holds no floating-point numbers.")
-                tensors[name] = Tensor(item.shape, _reader(path, name))
-        return tensors
+    with h5.opened(path) as file:
+        found = h5.datasets(file[LAYERS], path)
+        for name, item in found.items():
+            if item.dtype.kind != "f" and item.dtype != BFLOAT16:
+                raise WeightsError(f"{printable(name)} of {path} is not floating-point.")
+        return {name: Tensor(item.shape, _reader(path, name)) for name, item in found.items()}
 
 
 def _reader(path, name):
     def read():
-        with _layers(path) as layers:
-            array = layers[name][()]
+        with h5.opened(path) as file:
+            array = file[LAYERS][name][()]
         return array.view("bfloat16" if array.dtype == BFLOAT16 else array.dtype).astype("float32")
 
     return read
-
-
-@contextlib.contextmanager
-def _layers(path):
-    try:
-        with h5py.File(path) as file:
-            yield file[LAYERS]
-    except (OSError, KeyError, RuntimeError, AttributeError) as error:  # h5py's
-        raise WeightsError(
-            f"{path} is not a whole file of Keras' weights ({error}). Save or download it again."
-        ) from error

@@ -1,129 +1,200 @@
-"""ViT: "An Image is Worth 16x16 Words" (https://arxiv.org/abs/2010.11929), figure 1 from left to
-right."""
+"""ViT: "An Image is Worth 16x16 Words" (https://arxiv.org/abs/2010.11929).
+
+`ViTBackbone.trunk` is figure 1 (left) from bottom to top, up to the MLP head, which `ViT` adds.
+`TransformerBlock` in layers/block.py is figure 1 (right).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import keras
 
 from keras_vit import checks
-from keras_vit.layers.base import register
-from keras_vit.layers.block import TransformerBlock
+from keras_vit.layers.base import Stream, register
+from keras_vit.layers.block import TransformerBlock, drop_path_rates
 from keras_vit.layers.norm import normalization
-from keras_vit.layers.patches import PatchEncoder, pair
+from keras_vit.layers.patches import PatchEncoder, check_divides, pair
 from keras_vit.layers.resample import RESAMPLE
-from keras_vit.models.base import Backbone
+from keras_vit.models.base import Backbone, Resizer
 from keras_vit.models.classifier import ImageClassifier
-
-
-def drop_path_rates(last, depth):
-    """Stochastic depth that grows linearly from 0 to `last` over the blocks (DeiT, section 5)."""
-    return [last * i / max(depth - 1, 1) for i in range(depth)]
+from keras_vit.resize import resize_patches, resize_positions
+from keras_vit.types import Size, Tensor
 
 
 @register
 class ViTBackbone(Backbone):
-    """Images to tokens: `(B, H, W, C) -> (B, prefix + N, D)`, N = (H / P) * (W / P).
+    """ViT backbone, images to tokens: `(B, H, W, C) -> (B, prefix + N, D)`, N = (H / P) * (W / P).
+
+    Prefix tokens are the class, distillation and register tokens, in this order.
 
     Args:
-        image_size: int or (height, width), in pixels; None: any size that the patch divides, the
-            positions are resampled in the graph (give `grid_size`).
-        patch_size: P, in pixels; must divide both.
+        image_size: int or (height, width), in pixels. None for images of any size that the patch
+            size divides: the position embedding is resampled inside the model, and `grid_size` is
+            required.
+        patch_size: P, in pixels; must divide height and width.
         in_channels: C.
         embed_dim: D.
-        depth: number of blocks.
-        class_token, distillation_token: whether there is one.
+        depth: number of transformer blocks.
+        class_token: whether to prepend a class token.
+        distillation_token: whether to prepend a distillation token (DeiT).
         reg_tokens: number of register tokens.
-        no_embed_class: positions for patch tokens only.
-        embed_norm: a norm right after the patch projection (AIMv2).
-        pre_norm: a norm before the blocks, and no bias in the patch projection (CLIP).
-        final_norm: a norm after the blocks.
-        grid_size: (rows, columns) of the position table; by default those of the image.
-        pos_drop_rate: dropout on the tokens.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
-        resample: how `from_preset` makes the position table and the patch kernel fit another size:
-            `"bicubic"`, antialiased; `"bilinear"`, not antialiased (FlexiViT, C-RADIO);
-            `"bilinear_corners"`, the table with aligned corners (C-RADIOv3-B and H). As timm does
-            it.
-        dtype: a Keras dtype policy.
-        **block: the arguments of `TransformerBlock`: num_heads, mlp_ratio ...
+        no_embed_class: if True, only patch tokens have a position embedding.
+        embed_norm: whether to add a norm after the patch projection (AIMv2).
+        pre_norm: whether to add a norm before the blocks; the patch projection then has no bias
+            (CLIP).
+        final_norm: whether to add a norm after the blocks.
+        grid_size: (rows, columns) of the position embedding; None for the grid of the image.
+        pos_drop_rate: dropout rate of the tokens after the position embedding.
+        drop_path_rate: stochastic depth rate of the last block; the rate grows linearly from 0.
+        resample: how `from_preset` adapts the position embedding and the patch kernel to another
+            size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
+            antialiased; FlexiViT, C-RADIO) or `"bilinear_corners"` (the same, and the position
+            embedding has aligned corners; C-RADIOv3-B and H).
+        dtype: Keras dtype policy.
+        num_heads, mlp_ratio and the others: as in `TransformerBlock`.
 
     Raises:
-        ValueError: an argument that neither has; a patch size that does not divide the image.
+        TypeError: if an argument is positional.
+        ValueError: if an argument is unknown, or the patch size does not divide the image.
     """
 
-    block = TransformerBlock
-
     @staticmethod
-    def graph(image_size=224, in_channels=3, resample="bicubic", dtype=None, **trunk):
-        checks.word(resample, "resample", RESAMPLE)  # `from_preset` asks for it
+    def graph(
+        *,
+        image_size: Size | None = 224,
+        in_channels: int = 3,
+        resample: str = "bicubic",
+        dtype: Any = None,
+        **trunk: Any,
+    ) -> tuple[Tensor, Tensor]:
+        checks.word(resample, "resample", RESAMPLE)  # used by `resizers` only
         size = pair(image_size) if image_size else (None, None)
         inputs = keras.Input((*size, in_channels), name="images")
         return inputs, ViTBackbone.trunk(inputs, dtype=dtype, **trunk)
 
     @staticmethod
     def trunk(
-        x,
-        patch_size=16,
-        embed_dim=768,
-        depth=12,
-        class_token=True,
-        distillation_token=False,
-        reg_tokens=0,
-        no_embed_class=False,
-        embed_norm=False,
-        pre_norm=False,
-        final_norm=True,
-        grid_size=None,
-        pos_drop_rate=0.0,
-        drop_path_rate=0.0,
-        dtype=None,
-        **block,
-    ):
-        """An image, or a map of features, to tokens: `(B, H, W, C) -> (B, prefix + N, D)`."""
-        norm = {"norm": block.get("norm", "layer"), "epsilon": block.get("norm_eps", 1e-6)}
+        x: Tensor,
+        *,
+        patch_size: int = 16,
+        embed_dim: int = 768,
+        depth: int = 12,
+        class_token: bool = True,
+        distillation_token: bool = False,
+        reg_tokens: int = 0,
+        no_embed_class: bool = False,
+        embed_norm: bool = False,
+        pre_norm: bool = False,
+        final_norm: bool = True,
+        grid_size: Size | None = None,
+        pos_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        dtype: Any = None,
+        **block: Any,
+    ) -> Tensor:
+        """Everything after the input: an image, or a feature map, to tokens, `(B, H, W, C) -> (B,
+        prefix + N, D)`."""
+        norm = {"norm": block["norm"], "epsilon": block["norm_eps"], "dtype": dtype}
+        # Linear projection of patches, class token and position embedding (equation 1).
         x = PatchEncoder(
-            embed_dim,
-            patch_size,
-            class_token,
-            distillation_token,
-            reg_tokens,
-            no_embed_class,
+            embed_dim=embed_dim,
+            patch_size=patch_size,
+            class_token=class_token,
+            distillation_token=distillation_token,
+            register_tokens=reg_tokens,
+            no_embed_class=no_embed_class,
             use_bias=not pre_norm,
-            embed_norm=norm["norm"] if embed_norm else None,
-            norm_eps=norm["epsilon"],
+            embed_norm=block["norm"] if embed_norm else None,
+            norm_eps=block["norm_eps"],
             grid_size=grid_size,
             drop_rate=pos_drop_rate,
             dtype=dtype,
             name="patch_embed",
         )(x)
         if pre_norm:
-            x = normalization(**norm, dtype=dtype, name="norm_pre")(x)
+            x = normalization(**norm, name="norm_pre")(x)
+        # Transformer encoder (equations 2 and 3), and its final norm (equation 4).
         for i, rate in enumerate(drop_path_rates(drop_path_rate, depth)):
             x = TransformerBlock(**block, drop_path=rate, dtype=dtype, name=f"blocks_{i}")(x)
-        return normalization(**norm, dtype=dtype, name="norm")(x) if final_norm else x
+        return normalization(**norm, name="norm")(x) if final_norm else x
+
+    passes_on: ClassVar[tuple[Callable, ...]] = (trunk, TransformerBlock.__init__)
+    given: ClassVar[tuple[str, ...]] = ("x", "drop_path")
+
+    @staticmethod
+    def grid(options: Mapping[str, Any]) -> tuple[int, int]:
+        if options["image_size"] is None:
+            return pair(options["grid_size"])
+        patch, (height, width) = options["patch_size"], pair(options["image_size"])
+        check_divides(patch, height, width)
+        return height // patch, width // patch
+
+    def resizers(self, old: Mapping[str, Any]) -> dict[str, Resizer]:
+        """Adapt the position embedding to another grid, and the patch kernel to another patch size
+        or number of channels."""
+        grids, patch = (self.grid(old), self.grid_size), pair(old["patch_size"])
+        prefix = 0 if self.option("no_embed_class") else self.num_prefix_tokens
+        resample = self.options["resample"]
+        return {
+            "patch_embed/pos_embed": lambda x, shape: resize_positions(x, *grids, prefix, resample),
+            "patch_embed/proj/kernel": lambda x, shape: resize_patches(x, shape, patch, resample),
+        }
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        width, channels, patch, _ = checks.shape(shapes, "patch_embed.proj.weight", 4)
+        hidden = checks.shape(shapes, "blocks.0.mlp.fc1.weight", 2)[0]
+        side = checks.square(checks.shape(shapes, "pos_embed", 3)[1] - 1, "Positions")
+        return {
+            "image_size": side * patch,
+            "patch_size": patch,
+            "in_channels": channels,
+            "embed_dim": width,
+            "depth": checks.repeated(shapes, "blocks.*."),
+            "mlp_ratio": checks.ratio(hidden, width),
+        }
 
     @property
-    def num_prefix_tokens(self):
-        """How many tokens precede the patches."""
+    def num_prefix_tokens(self) -> int:
+        """The number of tokens before the patch tokens."""
         return self.get_layer("patch_embed").num_prefix_tokens
 
     @property
-    def grid_size(self):
-        """(rows, columns) of patches."""
-        return self.get_layer("patch_embed").table_size
-
-    @property
-    def blocks(self):
+    def blocks(self) -> list[TransformerBlock]:
         """The transformer blocks, in order."""
         return [self.get_layer(f"blocks_{i}") for i in range(self.options["depth"])]
 
-    def leading_tokens(self, count):
+    @property
+    def final_norm(self) -> keras.layers.Layer | None:
+        return self.get_layer("norm") if self.options["final_norm"] else None
+
+    @property
+    def first_projection(self) -> keras.layers.Conv2D:
+        return self.get_layer("patch_embed").proj
+
+    def streams(self) -> list[Stream]:
+        """The one residual stream; none with RMSNorm, or if it starts with `embed_norm`."""
+        source = self.get_layer("norm_pre") if self.option("pre_norm") else None
+        if self.options["norm"] != "layer" or (self.option("embed_norm") and not source):
+            return []
+        embed = self.get_layer("patch_embed")
+        weights = [embed.proj.kernel, embed.proj.bias, *embed.prefix, embed.pos_embed]
+        summands = [] if source else [v for v in weights if v is not None]
+        summands += [variable for block in self.blocks for variable in block.summands]
+        readers = [norm for block in self.blocks for norm in (block.norm1, block.norm2)]
+        readers += [self.final_norm] if self.options["final_norm"] else []
+        leaves = not self.options["final_norm"]
+        return [Stream(tuple(summands), tuple(readers), source, leaves)]
+
+    def leading_tokens(self, count: int) -> Tensor:
         """The first `count` output tokens, `(B, count, D)`.
 
-        From the last block only these leave, so there the queries, the projection and the MLP of
-        the others are not computed: about 7 % of a 12-block model, with equal results.
+        The last block skips queries, output projection and MLP of all other tokens. This saves
+        about 7 % of the computation of a 12-block model and gives equal results.
         """
         last = self.blocks[-1]
         x = last(last.input, queries=count)
-        return self.get_layer("norm")(x) if self.options["final_norm"] else x
+        return x if self.final_norm is None else self.final_norm(x)
 
 
 @register

@@ -1,33 +1,52 @@
-"""The tables of checkpoints, from presets/: mkdocs' hook for docs/models.md, and a script.
+"""The tables of checkpoints, from presets/: a mkdocs hook for docs/models.md, and a script.
 
 python scripts/docs/model_table.py    writes the table of families into README.md
 """
 
 import fnmatch
 import html
-import importlib.util
 import pathlib
 import re
 
+import keras_vit_presets as presets
+
 ROOT = pathlib.Path(__file__).parents[2]
-FAMILIES = {  # pattern of list_presets: what it is; a name belongs to the first that matches
+FAMILIES = {  # pattern of list_presets: description; the first match of a name counts
     "deit_*": "[DeiT](https://arxiv.org/abs/2012.12877), with and without distillation",
     "deit3_*": "[DeiT III](https://arxiv.org/abs/2204.07118)",
     "vit_*_patch*.augreg*": "[ViT, AugReg](https://arxiv.org/abs/2106.10270)",
-    "vit_*_patch*.orig*": "[ViT](https://arxiv.org/abs/2010.11929), the paper's own",
-    "vit_*.sbb*": "ViT, timm's small and medium recipes",
+    "vit_*_patch*.orig*": "[ViT](https://arxiv.org/abs/2010.11929), the original weights",
+    "vit_*.sbb*": "ViT, timm's recipes for small and medium sizes",
     "vit_*_clip_*": "[CLIP](https://arxiv.org/abs/2103.00020): OpenAI, LAION, DataComp, MetaCLIP",
     "vit_*_siglip_*": "[SigLIP](https://arxiv.org/abs/2303.15343) and SigLIP 2",
     "vit_*dinov2*": "[DINOv2](https://arxiv.org/abs/2304.07193), with and without registers",
+    "vit_*dinov3*": "[DINOv3](https://arxiv.org/abs/2508.10104) and EUPE, of the same structure",
     "vit_*.dino": "[DINO](https://arxiv.org/abs/2104.14294)",
     "vit_*.mae": "[MAE](https://arxiv.org/abs/2111.06377)",
     "aimv2_*": "[AIMv2](https://arxiv.org/abs/2411.14402)",
+    "eva_giant*": "[EVA](https://arxiv.org/abs/2211.07636)",
+    "eva02_*": "[EVA-02](https://arxiv.org/abs/2303.11331)",
+    "vit_pe_*": "[Perception Encoder](https://arxiv.org/abs/2504.13181)",
+    "vit_*_rope_*.naver*": "[RoPE-ViT](https://arxiv.org/abs/2403.13298)",
+    "vit_*lingbot*": "[LingBot-Vision](https://arxiv.org/abs/2607.05247)",
     "beit3_*": "[BEiT-3](https://arxiv.org/abs/2208.10442), vision part",
+    "beit_*": "[BEiT](https://arxiv.org/abs/2106.08254)",
+    "beitv2_*": "[BEiT v2](https://arxiv.org/abs/2208.06366)",
+    "vit_*relpos_*": "ViT with relative positions, timm's",
     "flexivit_*": "[FlexiViT](https://arxiv.org/abs/2212.08013)",
     "vit_*_radio_*": "[RADIO](https://arxiv.org/abs/2312.06709)",
-    "vit_*_r*_s[13]*": "R+ViT: a ResNet, then a [ViT](https://arxiv.org/abs/2010.11929)",
+    "vit_*_r*_s[13]*": "R+ViT: a ResNet before a [ViT](https://arxiv.org/abs/2010.11929)",
     "mixer_*": "[MLP-Mixer](https://arxiv.org/abs/2105.01601)",
     "resmlp_*": "[ResMLP](https://arxiv.org/abs/2105.03404)",
+    "swin_*": "[Swin](https://arxiv.org/abs/2103.14030) and "
+    "[Swin-S3](https://arxiv.org/abs/2111.14725)",
+    "swinv2_*": "[Swin V2](https://arxiv.org/abs/2111.09883)",
+    "pvt_v2_*": "[PVT v2](https://arxiv.org/abs/2106.13797)",
+    "convnext_*": "[ConvNeXt](https://arxiv.org/abs/2201.03545)",
+    "convnextv2_*": "[ConvNeXt V2](https://arxiv.org/abs/2301.00808)",
+    "coatne*": "[CoAtNet](https://arxiv.org/abs/2106.04803) and timm's CoAtNeXt",
+    "maxvit_*": "[MaxViT](https://arxiv.org/abs/2204.01697)",
+    "maxxvit*": "MaxxViT: timm's MaxViT of ConvNeXt blocks",
     "*": "others",
 }
 COLUMNS = (
@@ -45,20 +64,14 @@ COLUMNS = (
 NUMBERS = COLUMNS[2:7]
 
 
-def load_presets():
-    """keras_vit/presets.py by itself: a table needs no Keras."""
-    spec = importlib.util.spec_from_file_location("presets", ROOT / "keras_vit" / "presets.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def on_config(config):
     config.watch.append(str(ROOT / "presets"))  # for mkdocs serve
     return config
 
 
 def on_page_markdown(markdown, page, config, files):
+    if page.file.src_uri == "api/models.md":
+        return with_references(markdown)
     if page.file.src_uri != "models.md":
         return markdown
     rows = list(model_rows())
@@ -68,14 +81,14 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def families_table():
-    """Markdown: how many checkpoints of what."""
+    """Markdown: the number of checkpoints in each family."""
     groups = {pattern: [] for pattern in FAMILIES}
-    for name, row in load_presets().checkpoints().items():
+    for name, row in presets.checkpoints().items():
         pattern = next(p for p in FAMILIES if fnmatch.fnmatch(name, p))
         groups[pattern].append(row)
     lines = ["| family | pattern | checkpoints | best top-1 |", "|---|---|--:|--:|"]
     for pattern, rows in groups.items():
-        best = max((row["top1"] for row in rows if "top1" in row), default=None)
+        best = max((row.top1 for row in rows if row.top1 is not None), default=None)
         shown = "" if best is None else f"{best:.1f}"
         pattern = "" if pattern == "*" else f"`{pattern}`"
         what = FAMILIES[pattern.strip("`") or "*"]
@@ -86,21 +99,44 @@ def families_table():
 
 
 def model_rows():
-    """The columns' values of each preset; a number, a text, (text, address) or None."""
-    presets = load_presets()
+    """The values of each preset's columns: a number, a string, (text, URL) or None."""
     for name, row in presets.checkpoints().items():
         place = "this package"
-        if "path" not in row:
-            repository = row.get("hub", f"timm/{name}")
-            place = (repository.partition("/")[0], f"https://huggingface.co/{repository}")
-        kind = presets.families()[row["family"]]["class"]
-        numbers = [row["size"], row["params"], row["classes"], row.get("top1"), row.get("top5")]
-        data = presets.trained_on(name) or None
-        yield [name, kind, *numbers, data, row.get("license", "unknown"), place]
+        if row.repository is not None:
+            where = f"https://huggingface.co/{row.repository}"
+            place = (row.repository.partition("/")[0], where)
+        numbers = [row.image_size, row.params, row.num_classes, row.top1, row.top5]
+        yield [name, row.cls, *numbers, row.trained_on or None, row.license, place]
+
+
+REFERENCE = """::: keras_vit.models.{name}
+    options:
+      heading_level: 3
+      inherited_members: {inherited}
+      members: {members}
+"""
+# Documented for the first backbone only; its signature is in keras_vit/models/__init__.pyi.
+MEMBERS = ["blocks", "grid_size", "num_prefix_tokens", "leading_tokens"]
+
+
+def with_references(markdown):
+    """The models' reference page with the two classes of each family, ViT first."""
+    families = sorted(presets.families().values(), key=lambda family: family.name != "vit")
+    for what, suffix in (("classifiers", ""), ("backbones", "Backbone")):
+        texts = [
+            REFERENCE.format(
+                name=f"{family.cls}{suffix}" if suffix else f"{family.name}.{family.cls}",
+                members=MEMBERS if suffix and family.name == "vit" else [],
+                inherited=MEMBERS if suffix and family.name == "vit" else [],
+            )
+            for family in families
+        ]
+        markdown = markdown.replace(f"{{{{ {what} }}}}", "\n".join(texts))
+    return markdown
 
 
 def models_table(rows):
-    """HTML, which docs/javascripts/models.js sorts and filters."""
+    """An HTML table, which docs/javascripts/models.js sorts and filters."""
     heads = "".join(
         f'<th{number(name)} data-key="{name}"><button>{name}</button></th>' for name in COLUMNS
     )
@@ -130,7 +166,7 @@ def cell(name, value):
 
 
 def with_families(readme):
-    """README.md's text with today's table of families."""
+    """README.md's text with the current table of families."""
     begin, end = "<!-- families: scripts/docs/model_table.py -->", "<!-- end -->"
     pattern = re.escape(begin) + ".*?" + re.escape(end)
     return re.sub(pattern, lambda _: f"{begin}\n{families_table()}\n{end}", readme, flags=re.DOTALL)

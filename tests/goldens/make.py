@@ -2,16 +2,17 @@
 
 Run where timm, transformers and torch are installed (with a torchvision that fits the torch):
 
-    python tests/goldens/make.py
+    python tests/goldens/make.py [FOLDER]
 
-Each `<name>.npz` holds a state dict, an input `x`, and the source's `features`, `pooled` and
-`logits` for it; `configs.json` holds the config.json that the source wrote. Tests need no torch.
+Each `<name>.npz` holds the config.json that the source wrote, a state dict, an input `x`, and the
+source's `features`, `pooled` and `logits` for it. Tests need no torch.
 """
 
+import importlib
 import json
 import pathlib
+import sys
 import tempfile
-import tomllib
 import zlib
 from unittest import mock
 
@@ -25,8 +26,10 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models import adapt_input_conv, mlp_mixer
 from timm.models._hub import save_config_for_hf
 
+import keras_vit_presets as presets
+
 HERE = pathlib.Path(__file__).parent
-PRESETS = HERE.parents[1] / "presets"
+OUT = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
 SIZE = (8, 12)
 TINY = {"img_size": SIZE, "patch_size": 4, "embed_dim": 12, "num_classes": 7}
 VIT = {**TINY, "depth": 2, "num_heads": 2}
@@ -45,11 +48,14 @@ def perturb(model, golden):
     generator = seeded(golden)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        scale = parameter.ndim == 1 and name.endswith(("weight", "gamma"))
+        leaves = ("weight", "gamma", "gamma_1", "gamma_2", "lambda1")
+        scale = parameter.ndim == 1 and name.endswith(leaves)
         if scale or name.endswith("alpha"):  # a norm, a layer scale
             value = 1.0 + 0.2 * noise
         elif parameter.ndim == 1:
             value = 0.05 * noise
+        elif name.endswith("freqs"):  # of rotations
+            value = 0.5 * noise
         elif "patch_embed" in name or parameter.ndim in (3, 4):  # projection, tokens, positions
             value = 0.02 * noise
         else:
@@ -63,23 +69,33 @@ def picture(channels, height, width, golden):
     return torch.randn(2, channels, height, width, generator=seeded(golden))
 
 
-def save(name, weights, x, **outputs):
+def other_size(x):
+    """Pictures of another size: `(B, C, H, W) -> (B, C, W, H)`; W > H."""
+    height, width = x.shape[2:]
+    return torch.cat([x, x[:, :, : width - height].flip(3)], 2)[..., :height]
+
+
+def save(name, config, weights, x, **outputs):
     arrays = {f"weights/{key}": value.numpy() for key, value in weights.items()}
+    arrays["config"] = np.array(json.dumps(config))
     arrays["x"] = x.permute(0, 2, 3, 1).numpy()
     arrays |= {key: value.detach().numpy() for key, value in outputs.items()}
-    np.savez_compressed(HERE / f"{name}.npz", **arrays)
+    np.savez_compressed(OUT / f"{name}.npz", **arrays)
 
 
 def timm_architectures():
-    """One architecture of timm for each structure of the tables: {golden's name: architecture}."""
+    """One architecture of timm for each structure of the tables: {golden's name: (the family's
+    table, architecture)}. A hybrid's ResNet is too large for a golden, but for that below."""
     found = {}
-    for family in ("vit", "deit", "mixer"):
-        table = tomllib.loads((PRESETS / f"{family}.toml").read_text("utf-8"))
-        published = {row["arch"]: name for name, row in table["checkpoints"].items()}
-        for arch in sorted(table["architectures"], key=lambda arch: arch not in published):
-            structure = table["architectures"][arch].get("structure", "plain")
+    for family in presets.families().values():
+        if family.name == "hybrid":
+            continue
+        rows = family.table["architectures"]
+        published = {row.architecture: row.name for row in family.checkpoints.values()}
+        for arch in sorted(rows, key=lambda arch: arch not in published):
+            structure = rows[arch].get("structure", "plain")
             name = published.get(arch) or timm.list_models(f"{arch}*")[0]
-            found.setdefault(f"{family}-{structure}", name.split(".")[0])
+            found.setdefault(f"{family.name}-{structure}", (family, name.split(".")[0]))
     return found
 
 
@@ -103,6 +119,10 @@ OVERRIDES = {
             "in_chans": 2,
         },
     ),
+    "args-beit": (
+        "beit_base_patch16_224",
+        {"use_abs_pos_emb": True, "use_shared_rel_pos_bias": True, "global_pool": "token"},
+    ),
 }
 
 
@@ -112,7 +132,7 @@ def make_timm(golden, architecture, changes):
     with torch.no_grad():
         weights = {key: value.clone() for key, value in model.state_dict().items()}
         outputs = compute(model, x)
-        other = torch.cat([x, x[:, :, :4].flip(3)], 2)[..., :8]
+        other = other_size(x)
         if "flexi" in architecture or "radio" in architecture:
             # timm resamples these in a way of their own, when it loads.
             outputs["resized"] = loaded(architecture, weights, img_size=(12, 8))(other)
@@ -128,10 +148,10 @@ def make_timm(golden, architecture, changes):
             outputs["patch8"] = loaded(architecture, weights, **resized)(large)
             resized = {"patch_size": 8, "img_size": (16, 16)}
             outputs["patch8-square"] = loaded(architecture, weights, **resized)(large[..., :16])
-    save(golden, weights, x, **outputs)
     with tempfile.TemporaryDirectory() as folder:
         save_config_for_hf(model, f"{folder}/config.json")
-        return json.loads(pathlib.Path(folder, "config.json").read_text())
+        config = json.loads(pathlib.Path(folder, "config.json").read_text())
+    save(golden, config, weights, x, **outputs)
 
 
 def loaded(architecture, weights, **changes):
@@ -152,10 +172,10 @@ def make_mixer(golden, architecture):
     with mock.patch.object(mlp_mixer, "_create_mixer", small):
         model = perturb(getattr(mlp_mixer, architecture)(), golden)
     x = picture(3, *SIZE, golden)
+    arguments = {**{k: v for k, v in TINY.items() if k != "num_classes"}, "num_blocks": 2}
+    config = {"architecture": architecture, "num_classes": 7, "model_args": arguments}
     with torch.no_grad():
-        save(golden, model.state_dict(), x, **compute(model, x))
-    arguments = {**{k: v for k, v in TINY.items() if k != "num_classes"}, "depth": 2}
-    return {"architecture": architecture, "num_classes": 7, "model_args": arguments}
+        save(golden, config, model.state_dict(), x, **compute(model, x))
 
 
 def compute(model, x):
@@ -206,10 +226,10 @@ def make_transformers(golden, cls, changes):
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         weights = load_file(f"{folder}/model.safetensors")
-        save(golden, weights, x, **outputs)
+        config = json.loads(pathlib.Path(folder, "config.json").read_text())
+        save(golden, config, weights, x, **outputs)
         if golden == "hf-vit":  # as 5.x names them in memory
-            save("hf-vit-v5", model.state_dict(), x, **outputs)
-        return json.loads(pathlib.Path(folder, "config.json").read_text())
+            save("hf-vit-v5", config, model.state_dict(), x, **outputs)
 
 
 # preprocessor_config.json: {name: (class, config)}; of both generations.
@@ -231,6 +251,8 @@ PROCESSORS = {
         "CLIPImageProcessor",
         {"size": {"shortest_edge": 19}, "crop_size": {"height": 16, "width": 16}, **MEAN},
     ),
+    "convnext": ("ConvNextImageProcessor", {"size": {"shortest_edge": 16}, "resample": 3, **MEAN}),
+    "convnext-old": ("ConvNextFeatureExtractor", {"size": 16, "resample": 3, "crop_pct": 0.7}),
 }
 
 
@@ -250,7 +272,7 @@ def make_processors():
             configs[name]["image_processor_type"] = cls
         pixels = processor(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
         arrays[name] = np.moveaxis(pixels, 0, -1).astype("float32")
-    np.savez_compressed(HERE / "processors.npz", **arrays)
+    np.savez_compressed(OUT / "processors.npz", **arrays)
     return configs
 
 
@@ -272,25 +294,33 @@ def make_functions():
         arrays[f"table-bilinear_corners-{name}"] = resample_abs_pos_embed(table, **options, **plain)
     for channels in (1, 2, 4, 7):
         arrays[f"channels-{channels}"] = adapt_input_conv(channels, kernel)
-    np.savez_compressed(HERE / "functions.npz", **{k: v.numpy() for k, v in arrays.items()})
+    np.savez_compressed(OUT / "functions.npz", **{k: v.numpy() for k, v in arrays.items()})
 
 
 def write_json(name, value):
-    (HERE / name).write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+    (OUT / name).write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+
+
+def own(family):
+    """The module of a family whose goldens are made in a way of its own: `make(golden,
+    architecture)`, and `others()` for those of other sources than timm."""
+    return importlib.import_module(f"make_{family}")
 
 
 def main():
-    configs = {}
-    cases = {name: (arch, {}) for name, arch in timm_architectures().items()} | OVERRIDES
-    for golden, (architecture, changes) in sorted(cases.items()):
-        if golden.startswith("mixer"):
-            configs[golden] = make_mixer(golden, architecture)
+    for golden, (family, architecture) in sorted(timm_architectures().items()):
+        if (HERE / f"make_{family.name}.py").is_file():
+            own(family.name).make(golden, architecture)
+        elif family.timm_module == "mlp_mixer.py":
+            make_mixer(golden, architecture)
         else:
-            configs[golden] = make_timm(golden, architecture, changes)
+            make_timm(golden, architecture, {})
+    for golden, (architecture, changes) in OVERRIDES.items():
+        make_timm(golden, architecture, changes)
     for golden, case in TRANSFORMERS.items():
-        configs[golden] = make_transformers(golden, *case)
-    configs["hf-vit-v5"] = configs["hf-vit"]
-    write_json("configs.json", configs)
+        make_transformers(golden, *case)
+    for path in sorted(HERE.glob("make_*.py")):
+        own(path.stem.removeprefix("make_")).others()
     write_json("processors.json", make_processors())
     make_functions()
 

@@ -1,0 +1,120 @@
+"""The commands that run a model: `predict`, `explain`, `demo`."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_vit import demo, explain, train
+from keras_vit.images import picture_files
+from keras_vit.models.classifier import ImageClassifier
+from keras_vit.text import printable
+from keras_vit.types import Path, Progress
+from keras_vit.zoo import from_preset
+from keras_vit_command.tables import console, suggesting_folders, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STEP = 32  # images at once
+LISTED = 5  # unreadable files to name; the others are only counted
+
+
+def load_model(name: str, **options: Any) -> ImageClassifier:
+    """The model of that name. Options that are None are left out."""
+    given = {key: value for key, value in options.items() if value is not None}
+    with suggesting_folders(name):
+        return train.fast(from_preset(name, **given))
+
+
+def track(out: "Console", text: str) -> Progress:
+    """A function of (iterable, total) that returns the iterable and draws a progress bar."""
+    from rich.progress import track as bar
+
+    return lambda items, total: bar(items, text, total, console=out, transient=True)
+
+
+def pictures(names: Sequence[Path]) -> tuple[list[Path], int]:
+    """The image files at these paths, folders included, and the number of unreadable files.
+
+    The unreadable files are reported on stderr.
+    """
+    paths: list[Any] = []
+    for name in names:
+        paths += picture_files(name) if pathlib.Path(name).is_dir() else [name]
+    faults = [train.fault(path) for path in paths]
+    tell_broken([(path, why) for path, why in zip(paths, faults, strict=True) if why])
+    good: list[Path] = [str(path) for path, why in zip(paths, faults, strict=True) if not why]
+    if not good:
+        raise ValueError(f"There is no readable image in {', '.join(map(printable, names))}.")
+    return good, len(paths) - len(good)
+
+
+def tell_broken(broken: Sequence[tuple[Any, str]]) -> None:
+    """Report unreadable files, (path, reason), on stderr: the first ones by name."""
+    if broken:
+        count = f"{len(broken)} file{'s' * (len(broken) > 1)}"
+        print(f"keras-vit: {count} skipped, not readable as an image:", file=sys.stderr)
+    for _, why in broken[:LISTED]:
+        print(f"  {why}", file=sys.stderr)
+    if len(broken) > LISTED:
+        print(f"  and {len(broken) - LISTED} more", file=sys.stderr)
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """Print the most probable classes of each image."""
+    out = console()
+    paths, left_out = pictures(args.images)
+    model = load_model(args.name, image_size=args.image_size)
+    chunks = [paths[i : i + STEP] for i in range(0, len(paths), STEP)]
+    shown = chunks if len(chunks) == 1 else track(out, "predicting")(chunks, len(chunks))
+    results = [result for chunk in shown for result in model.classify(chunk, top=args.top)]
+    check_finite(args.name, paths, results)
+    made = table("picture", "class", ">probability" if model.activation else ">value")
+    for path, result in zip(paths, results, strict=True):
+        for i, (name, value) in enumerate(result):
+            shown_value = f"{value:.1%}" if model.activation else f"{value:.4g}"
+            made.add_row("" if i else printable(path), name, shown_value)
+    out.print(made)
+    return 2 if left_out else 0
+
+
+def check_finite(name: str, paths: Sequence[Path], results: Sequence[Any]) -> None:
+    """Raise ValueError, with the images, if the model gives NaN."""
+    pairs = zip(paths, results, strict=True)
+    wrong = [str(path) for path, best in pairs if np.isnan([value for _, value in best]).any()]
+    if wrong:
+        shown = ", ".join(wrong[:LISTED]) + (" ..." if len(wrong) > LISTED else "")
+        raise ValueError(
+            f"{name} gives NaN for {len(wrong)} of {len(paths)} images ({shown}): its weights are "
+            "NaN or infinite, or numbers are too large for its dtype."
+        )
+
+
+def check_parent(path: pathlib.Path) -> None:
+    """Raise FileNotFoundError unless the folder to write into exists."""
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write {path.name} to.")
+
+
+def run_explain(args: argparse.Namespace) -> int:
+    """Draw attention rollout over images."""
+    out, path = console(), pathlib.Path(args.output)
+    explain.matplotlib_figure()  # raises now, not after the work
+    check_parent(path)
+    paths, left_out = pictures(args.images)
+    model = load_model(args.name, image_size=args.image_size)
+    with out.status("computing attention"):
+        explain.overlay(model, paths).savefig(path, dpi=150)
+    count = f"{len(paths)} image{'s' * (len(paths) > 1)}"
+    out.print(f"{path}: {explain.shown(model)}, {count}.", soft_wrap=True)
+    return 2 if left_out else 0
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Run the demo."""
+    demo.run(args.preset, args.output)
+    return 0
