@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import pathlib
 import random
@@ -11,6 +10,7 @@ import time
 
 import pytest
 import tiny_checkpoints as tiny
+from forking import fresh_server
 from hub_server import HubServer, client_of, kept
 from tiny_checkpoints import same
 
@@ -28,12 +28,11 @@ def processes():
 
     One process imports the package once, and is forked for each start.
     """
-    context = multiprocessing.get_context("forkserver")
     files = {TIMM: tiny.timm_files(), "me/large": {"a.bin": random.Random(0).randbytes(LARGE)}}
     with HubServer(files) as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", server.url)
         patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        context.set_forkserver_preload(["keras_vit.hub"])
+        context = fresh_server("keras_vit.hub")
 
         def start(*args):
             process = context.Process(target=take, args=args)
