@@ -17,6 +17,7 @@ from keras_vit.zoo import from_preset
 from keras_vit_command.tables import console, suggesting_folders, table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
 
 STEP = 32  # images at once
@@ -101,17 +102,38 @@ def check_parent(path: pathlib.Path) -> None:
 
 
 def run_explain(args: argparse.Namespace) -> int:
-    """Draw attention rollout over images."""
-    out, path = console(), pathlib.Path(args.output)
-    explain.matplotlib_figure()  # raises now, not after the work
-    check_parent(path)
+    """Draw a map over images, or write an interactive page."""
+    if not args.output and not args.html:
+        raise ValueError("Say what to write: --output FIGURE, --html PAGE, or both.")
+    out, files = console(), [pathlib.Path(name) for name in (args.output, args.html) if name]
+    if args.output:
+        explain.matplotlib_figure()  # raises now, not after the work
+    for file in files:
+        check_parent(file)
     paths, left_out = pictures(args.images)
     model = load_model(args.name, image_size=args.image_size)
-    with out.status("computing attention"):
-        explain.overlay(model, paths).savefig(path, dpi=150)
     count = f"{len(paths)} image{'s' * (len(paths) > 1)}"
-    out.print(f"{path}: {explain.shown(model)}, {count}.", soft_wrap=True)
+    with out.status("computing attention"):
+        if args.output:
+            figure, caption = drawn(model, paths, args)
+            figure.savefig(args.output, dpi=150)
+            out.print(f"{args.output}: {caption}, {count}.", soft_wrap=True)
+        if args.html:
+            size = explain.page(model, paths, args.html).size
+            out.print(f"{args.html}: {count}, {size / 1e6:.1f} MB.", soft_wrap=True)
     return 2 if left_out else 0
+
+
+def drawn(
+    model: ImageClassifier, paths: list[Path], args: argparse.Namespace
+) -> tuple["Figure", str]:
+    """The figure that the options of `explain` ask for, and its caption."""
+    if args.classes:
+        method = "relevance" if args.method == "rollout" else args.method
+        figure = explain.overlay_classes(model, paths, top=args.classes, method=method)
+    else:
+        figure = explain.overlay(model, paths, method=args.method)
+    return figure, figure.get_suptitle()
 
 
 def run_demo(args: argparse.Namespace) -> int:

@@ -19,6 +19,14 @@ MODULES = {  # imported on demand: Keras takes seconds
     "demo": "commands",
     "finetune": "finetuning",
 }
+METHODS = (  # those of keras_vit.explain, whose import takes seconds
+    "rollout",
+    "relevance",
+    "gradient_rollout",
+    "grad_cam",
+    "input_x_gradient",
+    "integrated_gradients",
+)
 EXAMPLES = """examples:
   keras-vit demo                                        everything in two minutes
   keras-vit list 'deit*' --sort top1
@@ -84,10 +92,14 @@ def _models(command: Command) -> None:
     add("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
     add("--top", type=positive, default=5, metavar="N", help="how many classes (5)")
     add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
-    add = command("explain", "draw attention rollout over images").add_argument
+    text = "draw over images what a model attends to, or what speaks for its classes"
+    add = command("explain", text).add_argument
     add("name", metavar="NAME")
     add("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
-    add("--output", metavar="PNG", required=True, help="the figure to write: .png, .svg, .pdf")
+    add("--output", metavar="PNG", help="the figure to write: .png, .svg, .pdf")
+    add("--html", metavar="FILE", help="an interactive page to write")
+    add("--method", choices=METHODS, default="rollout", help="which map the figure shows (rollout)")
+    add("--classes", type=positive, metavar="N", help="maps of the N best classes side by side")
     add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
 
 

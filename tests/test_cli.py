@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import re
 import subprocess
 import sys
 
@@ -14,7 +15,8 @@ from PIL import Image
 import keras_vit_presets as presets
 from keras_vit import from_preset
 from keras_vit.demo import digits
-from keras_vit_command import commands
+from keras_vit.explain.relevance import METHODS
+from keras_vit_command import commands, parser
 from keras_vit_command import run as main
 
 PRESET = "vit_digits_patch4_32.sklearn"
@@ -224,6 +226,25 @@ def test_explain(pictures, tmp_path, capsys):
     missing = tmp_path / "no" / "seen.png"
     fails(capsys, ["explain", PRESET, files[0], "--output", missing], "no folder")
     fails(capsys, ["explain", PRESET, files[0], "--output", tmp_path / "seen.txt2"], "txt2")
+    fails(capsys, ["explain", PRESET, files[0]], "--output FIGURE, --html PAGE")
+
+
+def test_explain_classes_and_page(pictures, tmp_path, capsys):
+    file = str(next((pictures / "two").iterdir()))
+    figure, page = str(tmp_path / "seen.svg"), str(tmp_path / "page.html")
+    assert (
+        main(["explain", PRESET, file, "--output", figure, "--classes", "2", "--html", page]) == 0
+    )
+    said = capsys.readouterr().out
+    assert f"{figure}: attention relevance, 1 image." in said
+    assert re.search(r"page.html: 1 image, 0\.\d MB", said)
+    assert "<svg" in pathlib.Path(figure).read_text() and "DecompressionStream" in pathlib.Path(
+        page
+    ).read_text("utf-8")
+
+
+def test_the_methods_of_explain_are_those_of_the_library():
+    assert parser.METHODS == tuple(METHODS)
 
 
 @needs_tensorflow

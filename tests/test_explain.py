@@ -112,7 +112,7 @@ def test_nan_is_not_drawn(function):
 
 
 def test_many_pictures_in_steps_equal_single_ones(tmp_path):
-    model, images = classifier(), pictures(explain.STEP + 2)
+    model, images = classifier(), pictures(explain.maps.STEP + 2)
     together = explain.attention_maps(model, images)
     Image.fromarray(images[-1]).save(tmp_path / "last.png")
     for one in (images[-1], tmp_path / "last.png", Image.fromarray(images[-1])):
@@ -253,3 +253,110 @@ def test_a_trained_model_looks_at_the_fish(deit_tiny, photographs):
     assert seen.shape == (14, 14)
     fish = seen[5:11].mean()  # it lies across the middle, on a plain ground
     assert fish > 1.5 * seen[:4].mean() and fish > 1.5 * seen[12:].mean()
+
+
+# --- Any block and head, lazily; features ---
+
+
+@pytest.mark.parametrize("kind", ["token", "avg"])
+def test_lazy_maps_are_the_same(kind):
+    model, images = classifier(kind), pictures(explain.maps.STEP + 2)
+    every = explain.attention_maps(model, images)
+    lazy = explain.attention_maps(model, images, lazy=True)
+    assert len(lazy) == len(every) and not isinstance(lazy, list)
+    for found, wanted in zip(lazy, every, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+    np.testing.assert_allclose(lazy[-1], every[-1], atol=1e-6)
+    assert [m.shape for m in lazy[1:]] == [m.shape for m in every[1:]]
+    np.testing.assert_allclose(explain.rollout(lazy), explain.rollout(every), atol=1e-6)
+
+
+def test_heads_are_chosen_or_fused():
+    model = classifier()
+    (every,) = explain.attention_maps(model, pictures(), blocks=1)
+    (one,) = explain.attention_maps(model, pictures(), blocks=1, heads=-1)
+    np.testing.assert_array_equal(one, every[:, 1:])
+    for lazy in (False, True):
+        (turned,) = explain.attention_maps(model, pictures(), blocks=1, heads=[1, 0], lazy=lazy)
+        np.testing.assert_allclose(turned, every[:, ::-1], atol=1e-6)
+    for word, function in (("mean", np.mean), ("max", np.max), ("min", np.min)):
+        (found,) = explain.attention_maps(model, pictures(), blocks=1, heads=word)
+        np.testing.assert_allclose(found, function(every, axis=1, keepdims=True))
+    for wrong in (2, [0, -3], "median"):
+        with pytest.raises(ValueError, match="[Hh]eads"):
+            explain.attention_maps(model, pictures(), heads=wrong)
+
+
+def test_a_model_around_a_classifier_is_explained_by_it():
+    model = classifier()
+    around = keras.Sequential([keras.Input((16, 32, 3)), model, keras.layers.Softmax()])
+    wanted = explain.relevance(model, pictures())
+    np.testing.assert_allclose(explain.relevance(around, pictures()), wanted, atol=1e-6)
+    with pytest.raises(ValueError, match="contains one. Received: Sequential"):
+        explain.attention_maps(keras.Sequential([keras.Input((3,))]), pictures())
+
+
+def test_features_by_name_of_a_loaded_model_too(tmp_path):
+    model = classifier()
+    model.save(tmp_path / "m.keras")
+    x = model.preprocessor(pictures())
+    for known in (model, keras.saving.load_model(tmp_path / "m.keras")):
+        found = explain.features(known, pictures(), ["patch_embed", 0, -1, "norm", "head"])
+        assert list(found) == ["patch_embed", "blocks_0", "blocks_2", "norm", "head"]
+        assert found["blocks_2"].shape == (2, 9, 24)
+        tokens = ops.convert_to_numpy(model.backbone(x))
+        np.testing.assert_allclose(found["norm"], tokens, atol=1e-5)
+        np.testing.assert_allclose(found["head"], ops.convert_to_numpy(model(x)), atol=1e-5)
+    with pytest.raises(ValueError, match="no layer 'block3'. It has: .*blocks_2, norm"):
+        explain.features(model, pictures(), "block3")
+    with pytest.raises(ValueError, match="3 blocks"):
+        explain.features(model, pictures(), 3)
+    mixer = MLPMixer(
+        MLPMixer.backbone_cls(image_size=16, patch_size=8, embed_dim=8, depth=1),
+        3,
+        preprocessor=ImagePreprocessor(ImageConverter(16)),
+        pooling="avg",
+    )
+    assert explain.features(mixer, pictures())["blocks_0"].shape == (2, 4, 8)
+
+
+def test_a_model_of_any_size_has_the_grid_of_its_pictures():
+    cls, head, trunk, _ = MODELS["token"]
+    options = {**TINY, "image_size": None, "grid_size": (2, 4)}
+    size = (24, 24)
+    preprocessor = ImagePreprocessor(ImageConverter(size, crop_mode="squash"))
+    model = cls(cls.backbone_cls(**options), 5, preprocessor=preprocessor)
+    assert explain.relevance(model, pictures()).shape == (2, 3, 3)
+
+
+def reference_rollout(maps, fusion, discard):
+    """Picture by picture, in loops."""
+    totals = []
+    for image in range(len(maps[0])):
+        total = np.eye(maps[0].shape[-1])
+        for block in maps:
+            step = getattr(block[image], fusion)(0).copy()
+            lowest = np.argsort(step.ravel())[: int(step.size * discard)]
+            for place in lowest:
+                if place:
+                    step[np.unravel_index(place, step.shape)] = 0
+            step = step + np.eye(len(step))
+            total = np.stack([row / row.sum() for row in step]) @ total
+        totals.append(total)
+    return np.stack(totals)
+
+
+@pytest.mark.parametrize("discard", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("fusion", ["mean", "max", "min"])
+def test_rollout_with_fusion_and_discard_is_that_of_a_loop(fusion, discard):
+    random = np.random.default_rng(0)
+    maps = [softmax(2 * random.normal(size=(2, 3, 5, 5))) for _ in range(3)]
+    found = explain.rollout(maps, fusion, discard)
+    np.testing.assert_allclose(found, reference_rollout(maps, fusion, discard))
+    np.testing.assert_allclose(found.sum(-1), 1)
+
+
+@pytest.mark.parametrize("discard", [-0.1, 1.0])
+def test_a_share_to_discard_is_less_than_all(discard):
+    with pytest.raises(ValueError, match="discard"):
+        explain.rollout([np.ones((1, 1, 2, 2))], discard=discard)

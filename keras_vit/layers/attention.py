@@ -12,6 +12,7 @@ from keras_vit.layers.base import Layer, Norm, initial, register
 from keras_vit.layers.lora import Dense
 from keras_vit.layers.mlp import Mlp, as_matrix
 from keras_vit.layers.norm import normalization
+from keras_vit.layers.watch import is_watched, watched
 from keras_vit.types import Shape, Tensor
 
 
@@ -78,8 +79,10 @@ def attend(
         q, k, v: queries, already scaled, keys and values.
         bias, attention_mask: as in `Attention`.
     """
-    if keras.backend.backend() == "tensorflow":  # no fused kernel: two plain matmuls are faster
-        return ops.matmul(ops.cast(softmax_scores(q, k, bias, attention_mask), v.dtype), v)
+    # TensorFlow has no fused kernel: two plain matmuls are faster.
+    if keras.backend.backend() == "tensorflow" or is_watched():
+        scores = watched("attention", softmax_scores(q, k, bias, attention_mask))
+        return ops.matmul(ops.cast(scores, v.dtype), v)
     q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q, k, v))
     if bias is not None:
         bias = ops.cast(bias, q.dtype)

@@ -10,6 +10,7 @@ from keras_vit.layers.attention import Attention
 from keras_vit.layers.base import Layer, Norm, Scale, register
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.norm import normalization
+from keras_vit.layers.watch import watched
 from keras_vit.types import Shape, Tensor
 
 
@@ -221,9 +222,9 @@ class TransformerBlock(Block):
 
     def call(self, x: Tensor, queries: int | None = None, training: bool | None = None) -> Tensor:
         residual = x if queries is None else x[:, :queries]
+        read = watched("norm1", self.norm1(x))
         x = residual + self.skip(
-            self.ls1(self.attn(self.norm1(x), queries=queries, training=training)),
-            training=training,
+            self.ls1(self.attn(read, queries=queries, training=training)), training=training
         )
         x = x + self.skip(self.ls2(self.mlp(self.norm2(x), training=training)), training=training)
         return x

@@ -21,6 +21,7 @@ from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import PatchEncoder, pair
 from keras_vit.layers.resample import RESAMPLE
 from keras_vit.layers.rotary import INDEXING, ROPE_TYPES, RotaryAttention, RotaryEmbedding
+from keras_vit.layers.watch import watched
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.models.vit import ViTBackbone
 from keras_vit.types import Shape, Size, Tensor
@@ -123,7 +124,8 @@ class EVABlock(TransformerBlock):
         if self.use_post_norm:
             x = residual + self.skip(self.norm1(attention(x)), training=training)
             return x + self.skip(self.norm2(mlp(x)), training=training)
-        x = residual + self.skip(self.ls1(attention(self.norm1(x))), training=training)
+        read = watched("norm1", self.norm1(x))
+        x = residual + self.skip(self.ls1(attention(read)), training=training)
         return x + self.skip(self.ls2(mlp(self.norm2(x))), training=training)
 
 
