@@ -3,7 +3,6 @@
 import os
 import pathlib
 import re
-import re
 import subprocess
 import sys
 
