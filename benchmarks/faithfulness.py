@@ -20,7 +20,7 @@ def methods(model):
     from keras_vit import explain
     from keras_vit.explain.faithfulness import random_map
     from keras_vit.explain.maps import grid_of
-    from keras_vit.explain.relevance import METHODS
+    from keras_vit.explain.methods import METHODS
 
     grid = grid_of(model)
 

@@ -129,10 +129,10 @@ def drawn(
 ) -> tuple["Figure", str]:
     """The figure that the options of `explain` ask for, and its caption."""
     if args.classes:
-        method = "relevance" if args.method == "rollout" else args.method
+        method = args.method or "relevance"
         figure = explain.overlay_classes(model, paths, top=args.classes, method=method)
     else:
-        figure = explain.overlay(model, paths, method=args.method)
+        figure = explain.overlay(model, paths, method=args.method or "rollout")
     return figure, figure.get_suptitle()
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 import keras_vit_presets as presets
 from keras_vit import from_preset
 from keras_vit.demo import digits
-from keras_vit.explain.relevance import METHODS
+from keras_vit.explain.methods import METHODS
 from keras_vit_command import commands, parser
 from keras_vit_command import run as main
 

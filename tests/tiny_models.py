@@ -16,6 +16,7 @@ from keras_vit import (
     HybridViT,
     MaxViT,
     MLPMixer,
+    PVTv1,
     Swin,
     SwinV2,
     ViT,
@@ -61,19 +62,21 @@ SWIN = {
     "num_heads": (2, 4),
     "window_size": 3,  # which does not divide the maps
 }
+STAGES_OF_PVT = {
+    "image_size": 32,
+    "embed_dims": (24, 32, 48, 48),
+    "depths": (1, 1, 1, 1),
+    "num_heads": (1, 2, 3, 3),
+    "sr_ratios": (4, 2, 1, 1),
+    "mlp_ratios": (2, 2, 2, 2),
+}
 OPTIONS = {  # of backbones that do not take TINY and HEADS
     MLPMixer: TINY,
     ConvNeXt: {"image_size": 32, "depths": (1, 1, 2, 1), "dims": (24, 32, 48, 48)},
     CoAtNet: {"image_size": 32, **STAGES},
     MaxViT: {"image_size": 64, **STAGES},
-    PVT: {
-        "image_size": 32,
-        "embed_dims": (24, 32, 48, 48),
-        "depths": (1, 1, 1, 1),
-        "num_heads": (1, 2, 3, 3),
-        "sr_ratios": (4, 2, 1, 1),
-        "mlp_ratios": (2, 2, 2, 2),
-    },
+    PVT: STAGES_OF_PVT,
+    PVTv1: STAGES_OF_PVT,
     Swin: SWIN,
     SwinV2: SWIN,
 }

@@ -8,9 +8,10 @@ from keras_vit.explain.analysis import (
     position_similarity,
     token_norms,
 )
+from keras_vit.explain.canvas import matplotlib_figure
+from keras_vit.explain.classes import top_classes
 from keras_vit.explain.draw import (
     gallery,
-    matplotlib_figure,
     overlay,
     overlay_classes,
     overlay_heads,
@@ -26,7 +27,6 @@ from keras_vit.explain.relevance import (
     gradient_rollout,
     input_x_gradient,
     integrated_gradients,
-    top_classes,
 )
 from keras_vit.explain.rollout import relevance, rollout, shown
 from keras_vit.explain.sheet import analyse

@@ -1,13 +1,15 @@
 """Analyses of the ViT paper and others: what blocks, heads, positions and filters do."""
 
+import math
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from keras_vit.explain.maps import attention_maps, chosen_blocks, classifier, features, grid_of
+from keras_vit.layers.block import Block
 from keras_vit.models.classifier import ImageClassifier
-from keras_vit.types import Images, Tensor
+from keras_vit.types import Images
 
 
 def attention_distance(
@@ -27,19 +29,15 @@ def attention_distance(
     """
     model = classifier(model)
     maps = attention_maps(model, images, blocks, lazy=True)
-    grids = [map_grids(model, block.input, m.shape) for block, m in _pairs(model, blocks, maps)]
+    chosen = chosen_blocks(model, blocks)
+    return [block_distances(model, block, m) for block, m in zip(chosen, maps, strict=True)]
+
+
+def block_distances(model: ImageClassifier, block: Block, attention: np.ndarray) -> np.ndarray:
+    """The mean attention distance of each head of a block, from its map: `(heads,)`."""
+    queries, keys, first = map_grids(model, block, attention.shape)
     size = model.preprocessor.image_converter.image_size
-    prefix = model.backbone.num_prefix_tokens
-    means = []
-    for m, (queries, keys) in zip(maps, grids, strict=True):
-        if m.shape[2] > queries[0] * queries[1]:  # tokens with a prefix
-            m = m[:, :, prefix:, prefix:]
-        means.append(distances(m, queries, keys, size))
-    return means
-
-
-def _pairs(model, blocks, maps):
-    return zip(chosen_blocks(model, blocks), maps, strict=True)
+    return distances(attention[:, :, first:, first:], queries, keys, size)
 
 
 def distances(
@@ -67,27 +65,32 @@ def _centres(grid, size):
 
 
 def map_grids(
-    model: ImageClassifier, x: Tensor, shape: Sequence[int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(rows, columns) of the queries and of the keys of a block's map `(B, heads, N, M)`.
+    model: ImageClassifier, block: Block, shape: Sequence[int]
+) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """(rows, columns) of the queries and of the keys of a block's map `(B, heads, N, M)`, and how
+    many prefix tokens stand before them.
 
-    Args:
-        model: the classifier.
-        x: the block's input, or several tensors, the first of which are the tokens.
-        shape: the shape of the map.
+    Raises:
+        ValueError: the keys do not lie on a grid.
     """
-    x = x[0] if isinstance(x, (list, tuple)) else x
     rows, columns = grid_of(model)
+    x = block.output  # some blocks reduce their input before they attend to it
     if len(x.shape) == 4:
         rows, columns = x.shape[1] or rows, x.shape[2] or columns
+    first = shape[2] - rows * columns
+    if shape[2] == shape[3]:
+        return (rows, columns), (rows, columns), first
     reduction = (shape[2] / shape[3]) ** 0.5
     keys = (max(round(rows / reduction), 1), max(round(columns / reduction), 1))
-    if len(x.shape) == 4 and keys[0] * keys[1] != shape[3]:
+    if keys[0] * keys[1] != shape[3]:
+        side = math.isqrt(shape[3])  # pooled to a square of one size
+        keys = (side, shape[3] // side)
+    if keys[0] * keys[1] != shape[3]:
         raise ValueError(
             f"The {shape[3]} keys of a block with {rows} x {columns} queries do not lie on a "
-            "reduced grid, so they have no distances."
+            "grid, so they have no distances."
         )
-    return (rows, columns), keys
+    return (rows, columns), keys, 0
 
 
 def attention_entropy(maps: Sequence[np.ndarray]) -> list[np.ndarray]:

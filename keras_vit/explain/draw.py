@@ -1,36 +1,37 @@
 """Figures of explanations, in one style: a picture in grey, a map in colours over it."""
 
-import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
-from PIL import Image
 
-from keras_vit.explain.maps import attention_maps, classifier, grid_of
-from keras_vit.explain.relevance import (
-    CAPTIONS,
-    Classes,
-    class_indices,
-    method_named,
-    rollout_of_each,
-    top_classes,
+from keras_vit.explain.canvas import (
+    SIDE,
+    best_classes,
+    class_names,
+    file_name,
+    frame,
+    matplotlib_figure,
+    pixels,
+    probabilities,
+    sheet_of,
+    short,
+    show_map,
+    show_picture,
+    under,
 )
-from keras_vit.explain.rollout import head_weights, on_grid, shown
+from keras_vit.explain.classes import Classes, class_indices, top_classes
+from keras_vit.explain.maps import attention_maps, classifier, grid_of
+from keras_vit.explain.methods import caption_of, method_named, rollout_of_each
+from keras_vit.explain.rollout import head_weights, on_grid
 from keras_vit.images import listed, to_array
-from keras_vit.models.activation import apply
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.types import Image as AnyImage
 from keras_vit.types import Images, Size
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
-
-SIDE = 2.4  # inches, the longer edge of a picture
-SMALL = 8  # points, the captions
 
 
 def overlay(
@@ -68,22 +69,31 @@ def overlay(
     figure_class, model = matplotlib_figure(), classifier(model)
     several = listed(images)
     if maps is None:
-        maps = method_named(method)(model, several)
         caption = caption or caption_of(model, method)
-    maps = np.asarray(maps, "float32")
-    if maps.ndim != 3 or len(maps) != len(several):
-        raise ValueError(
-            f"maps must be (B, rows, columns), one for each of the {len(several)} images. "
-            f"Received: shape {maps.shape}"
-        )
+    maps = _maps(model, several, method, maps)
     pictures, best = pixels(model, several), best_classes(model, several)
-    figure, axes = _sheet(figure_class, pictures, len(pictures), 2, caption)
+    figure, axes = sheet_of(figure_class, pictures, len(pictures), 2, caption)
     for row, picture, values, words in zip(axes, pictures, maps, best, strict=True):
         show_picture(row[0], picture)
         show_map(row[1], picture, values, alpha, cmap)
         if words:
             under(row[0], words)
     return figure
+
+
+def _maps(
+    model: ImageClassifier, images: Sequence, method: str, maps: np.ndarray | None
+) -> np.ndarray:
+    """The maps that a method makes, or those that are given: `(B, rows, columns)` float32."""
+    if maps is None:
+        maps = method_named(method)(model, images)
+    maps = np.asarray(maps, "float32")
+    if maps.ndim != 3 or len(maps) != len(images):
+        raise ValueError(
+            f"maps must be (B, rows, columns), one for each of the {len(images)} images. "
+            f"Received: shape {maps.shape}"
+        )
+    return maps
 
 
 def overlay_classes(
@@ -104,16 +114,16 @@ def overlay_classes(
         method: as in `overlay`, but not `"rollout"`, which is the same for every class.
     """
     figure_class, model = matplotlib_figure(), classifier(model)
+    if method_named(method) is rollout_of_each:
+        raise ValueError("Rollout is the same for every class. Choose another method.")
     several = listed(images)
     if classes is None:
         classes = top_classes(model, several, top)
     ids, _ = class_indices(model, several, classes)
     maps = method_named(method)(model, several, ids)
-    if method == "rollout":
-        raise ValueError("Rollout is the same for every class. Choose another method.")
     chances = probabilities(model, several)
     pictures, names = pixels(model, several), class_names(model)
-    figure, axes = _sheet(
+    figure, axes = sheet_of(
         figure_class, pictures, len(pictures), 1 + ids.shape[1], caption_of(model, method)
     )
     for i, row in enumerate(axes):
@@ -162,7 +172,7 @@ def overlay_heads(
     picture, heads = pixels(model, [image])[0], len(values)
     columns = min(4, heads)
     caption = f"attention of {reads}, block {block}"
-    figure, axes = _sheet(figure_class, [picture], -(-heads // columns), columns, caption)
+    figure, axes = sheet_of(figure_class, [picture], -(-heads // columns), columns, caption)
     for i, axis in enumerate(axes.flat):
         axis.set_axis_off()
         if i < heads:
@@ -189,10 +199,10 @@ def gallery(
     figure_class, model = matplotlib_figure(), classifier(model)
     several = listed(images)
     caption = None if maps is not None else caption_of(model, method)
-    maps = method_named(method)(model, several) if maps is None else np.asarray(maps)
+    maps = _maps(model, several, method, maps)
     pictures, best = pixels(model, several), best_classes(model, several)
     columns = min(columns, len(pictures))
-    figure, axes = _sheet(figure_class, pictures, -(-len(pictures) // columns), columns, caption)
+    figure, axes = sheet_of(figure_class, pictures, -(-len(pictures) // columns), columns, caption)
     for i, axis in enumerate(axes.flat):
         axis.set_axis_off()
         if i < len(pictures):
@@ -238,138 +248,3 @@ def visualize_patches(image: AnyImage, patch_size: Size = 16) -> "Figure":
     size = f"{height} x {width} pixels"
     under(axis, f"{rows} x {columns} patches of {size}")
     return figure
-
-
-# --- Parts of a figure ---
-
-
-def matplotlib_figure() -> type["Figure"]:
-    """matplotlib's Figure class, which needs no window and no global state."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError('Drawing needs matplotlib: pip install "keras-vit-zoo[demo]"') from None
-    return Figure
-
-
-def _sheet(
-    figure_class: Any, pictures: Any, rows: int, columns: int, caption: str | None
-) -> tuple["Figure", Any]:
-    """A figure with room for so many pictures, and its axes, (rows, columns)."""
-    height, width = pictures[0].shape[:2]
-    side = SIDE / max(height, width)
-    size = (columns * (width * side + 0.3) + 0.3, rows * (height * side + 0.4) + 0.3)
-    figure = figure_class(figsize=size, layout="constrained")
-    if caption:
-        figure.suptitle(caption, fontsize=SMALL + 1)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def show_picture(axis: "Axes", picture: np.ndarray) -> None:
-    """Draw a picture `(H, W, C)` of 0..255."""
-    axis.imshow(picture.squeeze(), extent=extent(picture), cmap="gray", vmin=0, vmax=255)
-    axis.set_axis_off()
-
-
-def show_map(
-    axis: "Axes",
-    picture: np.ndarray,
-    values: np.ndarray,
-    alpha: float = 0.6,
-    cmap: str = "inferno",
-    scale: tuple[float, float] | None = None,
-    bar: bool = True,
-) -> "AxesImage":
-    """Draw a map over a grey copy of a picture, with a bar of its colours at the right."""
-    low, high = scale or np.percentile(values, [1, 99])
-    grey = picture.mean(-1)
-    axis.imshow(grey, extent=extent(picture), cmap="gray", vmin=0, vmax=255)
-    drawn = axis.imshow(
-        values,
-        extent=extent(picture),
-        interpolation="bilinear",
-        cmap=cmap,
-        alpha=alpha,
-        vmin=low,
-        vmax=high,
-    )
-    axis.set_axis_off()
-    if bar and high > low:
-        inset = axis.inset_axes((1.02, 0, 0.04, 1))
-        colours = axis.figure.colorbar(drawn, cax=inset, ticks=[low, high], format="%.1e")
-        colours.set_alpha(1)
-        colours.ax.tick_params(labelsize=SMALL - 3, length=2, pad=1)
-        colours.outline.set_visible(False)
-    return drawn
-
-
-def frame(axis: "Axes", picture: np.ndarray, place: tuple[int, int], grid: tuple[int, int]) -> None:
-    """Draw a frame around a patch."""
-    from matplotlib.patches import Rectangle
-
-    height, width = (size / n for size, n in zip(picture.shape[:2], grid, strict=True))
-    corner = (place[1] * width, place[0] * height)
-    axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="cyan", linewidth=1.2))
-
-
-def under(axis: "Axes", text: str) -> None:
-    """Write under a picture."""
-    axis.set_title(text, fontsize=SMALL, y=-0.03, verticalalignment="top")
-
-
-def extent(picture: np.ndarray) -> tuple[float, float, float, float]:
-    """Where a map lies over a picture, in pixels: a value lies at the centre of its patch."""
-    height, width = picture.shape[:2]
-    return (0, width, height, 0)
-
-
-# --- Words and pixels ---
-
-
-def pixels(model: ImageClassifier, images: Images) -> np.ndarray:
-    """The images as the model sees them, `(B, H, W, C)` uint8."""
-    return np.asarray(model.preprocessor.image_converter.pixels(images)).astype("uint8")
-
-
-def probabilities(model: ImageClassifier, images: Images) -> np.ndarray:
-    """What the model says, by its activation, `(B, num_classes)`."""
-    return apply(model.predict(images, verbose=0), model.activation)
-
-
-def class_names(model: ImageClassifier) -> Sequence[str]:
-    """The names of the classes, or their numbers."""
-    return model.class_names or [str(i) for i in range(model.num_classes)]
-
-
-def best_classes(model: ImageClassifier, images: Any) -> list[str]:
-    """The most probable class of each image and its probability, and the file's name, as text."""
-    files = [file_name(image) for image in images]
-    if not model.num_classes:
-        return files
-    words = []
-    for best, name in zip(model.classify(images, top=1), files, strict=True):
-        (label, value), *_ = best
-        said = (
-            f"{short(label)}, {value:.0%}" if model.activation else f"{short(label)}: {value:.4g}"
-        )
-        words.append(f"{said}\n{name}" if name else said)
-    return words
-
-
-def file_name(image: Any) -> str:
-    """The name of an image's file, if it has one."""
-    if isinstance(image, Image.Image):
-        image = getattr(image, "filename", "")
-    return os.path.basename(image) if isinstance(image, (str, os.PathLike)) else ""
-
-
-def short(text: str) -> str:
-    """A name of a class that fits under a picture."""
-    return text if len(text) < 28 else text[:25].rstrip() + "..."
-
-
-def caption_of(model: ImageClassifier, method: str) -> str:
-    """What a method's maps show."""
-    if method_named(method) is rollout_of_each:
-        return shown(model)
-    return CAPTIONS[method]

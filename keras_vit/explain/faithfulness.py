@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vit.explain.classes import Classes, class_indices
 from keras_vit.explain.maps import classifier, grid_of, no_gradient, preprocessed
-from keras_vit.explain.relevance import Classes, class_indices
 from keras_vit.images import listed
 from keras_vit.models.activation import apply
 from keras_vit.types import Images

@@ -43,8 +43,9 @@ def attention_maps(
         `lazy`, a sequence of them. Row i holds the weights with which token i attends to each key;
         it sums to 1. The N tokens are the prefix tokens (class, distillation, register), then the
         patches row by row, and so are the M keys: M = N. In a hierarchical model N is that of the
-        block's stage; where attention is local, the weights outside the window are 0; where it
-        reads a coarser grid, the keys are the cells of that grid, row by row.
+        block's stage; where attention is local, the weights outside the window are 0, and a row
+        sums to less than 1 if its window reaches over the edge; where it reads a coarser grid, the
+        keys are the cells of that grid, row by row.
 
     Raises:
         ValueError: the model has no attention blocks or no preprocessor; no such block or head; no
@@ -155,11 +156,12 @@ def _named(model, layer):
 
 def tensors(model: ImageClassifier, outputs: Sequence[Tensor]) -> Callable[[Tensor], list[Tensor]]:
     """A function of the model's preprocessed input that gives tensors of its graph."""
-    function = keras.Model(model.input, list(outputs))
+    structure = list(outputs)
+    function = keras.Model(model.input, structure)
 
-    def run(x: Tensor) -> list[Tensor]:
-        found = function(x, training=False)
-        return list(found) if isinstance(found, (list, tuple)) else [found]
+    def run(x: Tensor) -> list[Tensor]:  # Keras takes a list of one from around its item
+        found = keras.tree.flatten(function(x, training=False))
+        return keras.tree.pack_sequence_as(structure, found)
 
     return run
 

@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image
 
 from keras_vit import atomic
-from keras_vit.explain.analysis import distances, map_grids
-from keras_vit.explain.draw import class_names, file_name, pixels, probabilities
+from keras_vit.explain.analysis import block_distances, map_grids
+from keras_vit.explain.canvas import class_names, file_name, pixels, probabilities
+from keras_vit.explain.classes import top_classes
 from keras_vit.explain.maps import attention_maps, chosen_blocks, classifier, grid_of
-from keras_vit.explain.relevance import class_relevance, grad_cam, top_classes
+from keras_vit.explain.relevance import class_relevance, grad_cam
 from keras_vit.explain.rollout import rollout
 from keras_vit.images import listed
 from keras_vit.models.classifier import ImageClassifier
@@ -107,13 +108,10 @@ def _picture(model, image, chosen, default, top):
     """What the page shows of one image: maps by block, rollout, relevance, distances."""
     lazy = attention_maps(model, image, chosen, lazy=True)
     blocks = chosen_blocks(model, chosen)
-    size = model.preprocessor.image_converter.image_size
-    prefix = model.backbone.num_prefix_tokens
     maps, away = [], []
     for index, block, m in zip(chosen, blocks, lazy, strict=True):
-        queries, keys = map_grids(model, block.input, m.shape)
-        first = prefix if m.shape[2] > queries[0] * queries[1] else 0
-        away.append(distances(m[:, :, first:, first:], queries, keys, size).tolist())
+        queries, keys, first = map_grids(model, block, m.shape)
+        away.append(block_distances(model, block, m).tolist())
         if not default or m.shape[2] * m.shape[3] <= LARGEST:
             maps.append(
                 {"index": index, "map": m[0], "grid": queries, "keys": keys, "first": first}
@@ -164,11 +162,11 @@ class Blob:
 
 
 def _text(model: ImageClassifier, found: Sequence[dict[str, Any]], heads_of: set[int]) -> str:
-    blob = Blob()
+    blob, prefix = Blob(), model.backbone.num_prefix_tokens
     about = {
         "model": model.preset or model.name,
-        "reads": model.pool.reads,
-        "prefix": model.backbone.num_prefix_tokens,
+        "token": bool(model.backbone.options.get("class_token", prefix)),
+        "prefix": prefix,
         "grid": grid_of(model),
         "images": [_entry(picture, blob, heads_of) for picture in found],
     }

@@ -4,17 +4,17 @@ Each function takes any classes, and gives a map for each. Gradients are those o
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_vit.explain.classes import STEP, Classes, asked, in_steps, result
 from keras_vit.explain.gradients import Gradients, gradients
 from keras_vit.explain.maps import (
     chosen_blocks,
-    classifier,
     grid_of,
     no_gradient,
     preprocessed,
@@ -26,7 +26,6 @@ from keras_vit.explain.rollout import (
     combined,
     head_weights,
     on_grid,
-    relevance,
 )
 from keras_vit.images import listed
 from keras_vit.layers.watch import watched
@@ -34,9 +33,6 @@ from keras_vit.models.classifier import ImageClassifier
 from keras_vit.models.head import Token
 from keras_vit.types import Images, Tensor
 
-Class: TypeAlias = int | str
-Classes: TypeAlias = Class | Sequence[Class] | np.ndarray | None
-STEP = 4  # images at once: the activations of all blocks are in memory
 PARTS = 4  # and so many inputs on the way to each of them
 
 
@@ -102,17 +98,17 @@ def grad_cam(model: keras.Model, images: Images, classes: Classes = None) -> np.
     Raises:
         ValueError: the model has no head; an unknown class.
     """
-    model, ids, single = _asked(model, images, classes)
+    model, ids, single = asked(model, images, classes)
     read = _last_map(model)
     maps = []
-    for x, chosen in zip(preprocessed(model, images, STEP), _steps(ids), strict=True):
+    for x, chosen in zip(preprocessed(model, images, STEP), in_steps(ids), strict=True):
         found = gradients(functools.partial(read, x), {"norm1", "map"}, chosen)
         features = found.values[-1]
         weights = [_patches(model, by[-1]).mean(axis=(1, 2)) for by in found.by]
         patches = _patches(model, features)
         sums = [np.einsum("bhwc,bc->bhw", patches, weight) for weight in weights]
         maps.append(np.maximum(np.stack(sums, axis=1), 0))
-    return _result(maps, single)
+    return result(maps, single)
 
 
 def input_x_gradient(model: keras.Model, images: Images, classes: Classes = None) -> np.ndarray:
@@ -151,143 +147,16 @@ def integrated_gradients(
     return _by_input(model, images, classes, (np.arange(steps) + 0.5) / steps)
 
 
-def rollout_of_each(model: keras.Model, images: Images, classes: Classes = None) -> np.ndarray:
-    """`relevance` in the shape of the maps for classes, all of which are the same."""
-    model = classifier(model)
-    maps = relevance(model, images)
-    if classes is None or not model.num_classes:
-        return maps
-    ids, single = class_indices(model, images, classes)
-    return maps if single else np.repeat(maps[:, None], ids.shape[1], axis=1)
-
-
-METHODS: dict[str, Callable[..., np.ndarray]] = {
-    "rollout": rollout_of_each,
-    "relevance": class_relevance,
-    "gradient_rollout": gradient_rollout,
-    "grad_cam": grad_cam,
-    "input_x_gradient": input_x_gradient,
-    "integrated_gradients": integrated_gradients,
-}
-CAPTIONS = {
-    "relevance": "attention relevance",
-    "gradient_rollout": "gradient rollout",
-    "grad_cam": "Grad-CAM",
-    "input_x_gradient": "input x gradient",
-    "integrated_gradients": "integrated gradients",
-}
-
-
-def method_named(name: str) -> Callable[..., np.ndarray]:
-    """The function of (model, images, classes) that makes maps of that kind.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    if name not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}. Received: {name!r}")
-    return METHODS[name]
-
-
-# --- Classes ---
-
-
-def top_classes(model: keras.Model, images: Images, top: int = 5) -> np.ndarray:
-    """Indices of the most probable classes of each image, the first being the best: `(B, top)`."""
-    model = _with_head(classifier(model))
-    return np.argsort(-_logits(model, images), axis=1, kind="stable")[:, :top]
-
-
-def class_indices(
-    model: ImageClassifier, images: Images, classes: Classes
-) -> tuple[np.ndarray, bool]:
-    """The classes of each image as indices, `(B, K)`, and whether one class was asked for."""
-    count = len(listed(images))
-    if classes is None:
-        return top_classes(model, images, 1), True
-    if isinstance(classes, np.ndarray) and classes.ndim == 2:
-        if len(classes) != count:
-            raise ValueError(
-                f"classes needs a row for each of the {count} images. Received: {len(classes)} rows"
-            )
-        rows = [[class_index(model, c) for c in row] for row in classes]
-        return np.array(rows, "int64").reshape(count, -1), False
-    single = isinstance(classes, (int, str, np.integer))
-    several: Any = [classes] if single else classes
-    if not len(several):
-        raise ValueError("classes must name at least one class. Received: []")
-    return np.tile([class_index(model, c) for c in several], (count, 1)), single
-
-
-def class_index(model: ImageClassifier, value: Any) -> int:
-    """The index of a class, given by index or name.
-
-    Raises:
-        ValueError: there is no such class, or more than one of that name.
-    """
-    if not isinstance(value, str):
-        if not 0 <= value < model.num_classes:
-            raise ValueError(
-                f"Classes are numbers from 0 to {model.num_classes - 1}. Received: {value}"
-            )
-        return int(value)
-    names = list(model.class_names or ())
-    if names.count(value) != 1:
-        near = [name for name in names if value.lower() in name.lower()][:5]
-        raise ValueError(
-            f"{names.count(value) or 'None'} of the model's classes is named {value!r}."
-            + (f" There are: {', '.join(near)}." if near else "")
-        )
-    return names.index(value)
-
-
-def _with_head(model):
-    if not model.num_classes:
-        raise ValueError(
-            "A map for a class needs a model with a head. Received: num_classes=0, which returns "
-            "features. `relevance` needs no classes."
-        )
-    return model
-
-
-def _logits(model, images):
-    parts = []
-    for x in preprocessed(model, images):
-        with no_gradient():
-            parts.append(ops.convert_to_numpy(model(x, training=False)))
-    return np.concatenate(parts)
-
-
-def _asked(model, images, classes):
-    """The classifier, the classes `(B, K)`, and whether there is one for all."""
-    model = _with_head(classifier(model))
-    return (model, *class_indices(model, images, classes))
-
-
-def _steps(ids):
-    return [ids[i : i + STEP] for i in range(0, len(ids), STEP)]
-
-
-def _result(maps, single):
-    total = np.concatenate(maps).astype("float32")
-    if not np.isfinite(total).all():
-        raise ValueError(
-            "The gradients are NaN or infinite: weights of the model are, or numbers are too large "
-            "for its dtype."
-        )
-    return total[:, 0] if single else total
-
-
 # --- By the attention probabilities ---
 
 
 def _by_attention(model, images, classes, rows_of: Callable[..., np.ndarray]):
     """Maps from the attention probabilities and their gradients, one image batch at a time."""
-    model, ids, single = _asked(model, images, classes)
+    model, ids, single = asked(model, images, classes)
     check_same_grid(model)
     depth, maps = len(chosen_blocks(model)), []
     several = listed(images)
-    for start, chosen in zip(range(0, len(ids), STEP), _steps(ids), strict=True):
+    for start, chosen in zip(range(0, len(ids), STEP), in_steps(ids), strict=True):
         part = several[start : start + STEP]
         (x,) = preprocessed(model, part, STEP)
         found = gradients(functools.partial(model, x, training=False), {"attention"}, chosen)
@@ -299,7 +168,7 @@ def _by_attention(model, images, classes, rows_of: Callable[..., np.ndarray]):
             steps = [_weighted(a, g) for a, g in zip(found.values, by, strict=True)]
             rows.append(rows_of(steps, depth, weights))
         maps.append(on_grid(model, np.stack(rows, axis=1)))
-    return _result(maps, single)
+    return result(maps, single)
 
 
 def _check_tokens(found: Gradients, depth, count):
@@ -384,9 +253,9 @@ def _patches(model, values):
 
 def _by_input(model, images, classes, positions) -> np.ndarray:
     """The input times the mean of the gradients at these parts of the way to it, from 0."""
-    model, ids, single = _asked(model, images, classes)
+    model, ids, single = asked(model, images, classes)
     maps = []
-    for x, chosen in zip(preprocessed(model, images, STEP), _steps(ids), strict=True):
+    for x, chosen in zip(preprocessed(model, images, STEP), in_steps(ids), strict=True):
         x = ops.convert_to_numpy(x)
         total: Any = 0.0
         for start in range(0, len(positions), PARTS):
@@ -400,7 +269,7 @@ def _by_input(model, images, classes, positions) -> np.ndarray:
             by = np.stack([by[0] for by in found.by], axis=1)
             total = total + by.reshape(len(part), len(x), *by.shape[1:]).sum(axis=0)
         maps.append((x[:, None] * total / len(positions)).sum(axis=-1))
-    return _result(maps, single)
+    return result(maps, single)
 
 
 def _whole(model, x):

@@ -6,15 +6,15 @@ import keras
 import numpy as np
 
 from keras_vit.explain.analysis import (
-    attention_distance,
     attention_entropy,
+    block_distances,
     head_diversity,
     patch_filters,
     position_similarity,
     token_norms,
 )
-from keras_vit.explain.draw import SMALL, matplotlib_figure
-from keras_vit.explain.maps import attention_maps, classifier
+from keras_vit.explain.canvas import SMALL, matplotlib_figure
+from keras_vit.explain.maps import attention_maps, chosen_blocks, classifier
 from keras_vit.types import Images
 
 if TYPE_CHECKING:
@@ -66,14 +66,25 @@ def _panels(model, images):
     if images is None:
         return panels
     if any(block.scores for block in model.backbone.blocks):
-        maps = attention_maps(model, images, lazy=True)
+        away, spread, apart = _by_block(model, images)
         panels += [
-            ("attention distance, pixels", _points, attention_distance(model, images)),
-            ("attention entropy, share of maximum", _points, attention_entropy(maps)),
-            ("diversity of the heads", _line, head_diversity(maps)),
+            ("attention distance, pixels", _points, away),
+            ("attention entropy, share of maximum", _points, spread),
+            ("diversity of the heads", _line, apart),
         ]
     panels.append(("lengths of the tokens, last block", _counts, token_norms(model, images)[0]))
     return panels
+
+
+def _by_block(model, images):
+    """Distances and entropies of each block's heads, and their diversity; one map at a time."""
+    away, spread, apart = [], [], []
+    maps = attention_maps(model, images, lazy=True)
+    for block, attention in zip(chosen_blocks(model), maps, strict=True):
+        away.append(block_distances(model, block, attention))
+        spread += attention_entropy([attention])
+        apart.append(head_diversity([attention])[0])
+    return away, spread, np.array(apart)
 
 
 def tiles(arrays: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
