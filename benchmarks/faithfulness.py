@@ -1,9 +1,10 @@
 """Deletion and insertion of each method's maps over photographs: which map is true?
 
-    python benchmarks/faithfulness.py MODEL PICTURES [--step N]
+    python benchmarks/faithfulness.py MODEL PICTURES [--step N] [--points N]
 
 MODEL: a directory or name, such as deit_tiny_patch16_224.fb_in1k. PICTURES: a folder of photographs
-with labels.json, {file: class}; with --step N only every N-th. The class is the one that the model
+with labels.json, {file: class}; with --step N only every N-th. --points: of a curve, without
+the first. The class is the one that the model
 finds most probable. Prints a table in Markdown.
 """
 
@@ -46,6 +47,7 @@ def main():
     parser.add_argument("model")
     parser.add_argument("pictures", type=pathlib.Path)
     parser.add_argument("--step", type=int, default=1)
+    parser.add_argument("--points", type=int, default=10)
     parser.add_argument("--methods", nargs="*")
     args = parser.parse_args()
     import keras_vit
@@ -63,7 +65,7 @@ def main():
         begin = time.perf_counter()
         maps = function(paths, classes)
         spent = (time.perf_counter() - begin) / len(paths) * 1000
-        found = explain.faithfulness(model, paths, maps, classes)
+        found = explain.faithfulness(model, paths, maps, classes, args.points)
         errors = [np.std(x) / np.sqrt(len(paths)) for x in (found.deletion, found.insertion)]
         cells = [
             f"{x.mean():.3f} ± {error:.3f}"

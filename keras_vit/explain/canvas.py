@@ -54,29 +54,35 @@ def show_map(
     picture: np.ndarray,
     values: np.ndarray,
     alpha: float = 0.6,
-    cmap: str = "inferno",
+    cmap: str | None = None,
     scale: tuple[float, float] | None = None,
     bar: bool = True,
 ) -> "AxesImage":
     """Draw a map over a grey copy of a picture, with a bar of its colours at the right."""
-    low, high = scale or np.percentile(values, [1, 99])
-    grey = picture.mean(-1)
-    axis.imshow(grey, extent=extent(picture), cmap="gray", vmin=0, vmax=255)
+    values = np.asarray(values)
+    opacity: float | np.ndarray = alpha
+    if values.min() < 0:  # nothing is drawn where the map is 0
+        cmap, high = cmap or "bwr", max(float(np.percentile(np.abs(values), 99)), 1e-30)
+        low, opacity = -high, alpha * np.minimum(np.abs(values) / high, 1)
+    else:
+        low, high = scale or np.percentile(values, [1, 99])
+    axis.imshow(picture.mean(-1), extent=extent(picture), cmap="gray", vmin=0, vmax=255)
     drawn = axis.imshow(
         values,
         extent=extent(picture),
         interpolation="bilinear",
-        cmap=cmap,
-        alpha=alpha,
+        cmap=cmap or "inferno",
+        alpha=opacity,
         vmin=low,
         vmax=high,
     )
     axis.set_axis_off()
     if bar and high > low:
         inset = axis.inset_axes((1.02, 0, 0.04, 1))
-        colours = axis.figure.colorbar(drawn, cax=inset, ticks=[low, high], format="%.1e")
+        colours = axis.figure.colorbar(drawn, cax=inset, ticks=[low, high])
+        colours.ax.set_yticklabels([f"{x:.2g}" for x in (low, high)])
         colours.set_alpha(1)
-        colours.ax.tick_params(labelsize=SMALL - 3, length=2, pad=1)
+        colours.ax.tick_params(labelsize=SMALL - 2, length=0, pad=2)
         colours.outline.set_visible(False)
     return drawn
 
@@ -92,7 +98,7 @@ def frame(axis: "Axes", picture: np.ndarray, place: tuple[int, int], grid: tuple
 
 def under(axis: "Axes", text: str) -> None:
     """Write under a picture."""
-    axis.set_title(text, fontsize=SMALL, y=-0.03, verticalalignment="top")
+    axis.set_title(text, fontsize=SMALL, y=-0.04, verticalalignment="top")
 
 
 def extent(picture: np.ndarray) -> tuple[float, float, float, float]:
@@ -128,10 +134,17 @@ def best_classes(model: ImageClassifier, images: Any) -> list[str]:
     for best, name in zip(model.classify(images, top=1), files, strict=True):
         (label, value), *_ = best
         said = (
-            f"{short(label)}, {value:.0%}" if model.activation else f"{short(label)}: {value:.4g}"
+            f"{short(label)}, {percent(value)}"
+            if model.activation
+            else f"{short(label)}: {value:.4g}"
         )
         words.append(f"{said}\n{name}" if name else said)
     return words
+
+
+def percent(value: float) -> str:
+    """A probability as text."""
+    return f"{value:.0%}" if value >= 0.1 else f"{value:.1%}"
 
 
 def file_name(image: Any) -> str:

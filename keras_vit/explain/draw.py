@@ -13,6 +13,7 @@ from keras_vit.explain.canvas import (
     file_name,
     frame,
     matplotlib_figure,
+    percent,
     pixels,
     probabilities,
     sheet_of,
@@ -22,7 +23,7 @@ from keras_vit.explain.canvas import (
     under,
 )
 from keras_vit.explain.classes import Classes, class_indices, top_classes
-from keras_vit.explain.maps import attention_maps, classifier, grid_of
+from keras_vit.explain.maps import attention_maps, chosen_blocks, classifier, grid_of
 from keras_vit.explain.methods import caption_of, method_named, rollout_of_each
 from keras_vit.explain.rollout import head_weights, on_grid
 from keras_vit.images import listed, to_array
@@ -38,7 +39,7 @@ def overlay(
     model: keras.Model,
     images: Images,
     alpha: float = 0.6,
-    cmap: str = "inferno",
+    cmap: str | None = None,
     maps: np.ndarray | None = None,
     method: str = "rollout",
     caption: str | None = None,
@@ -52,7 +53,8 @@ def overlay(
     Args:
         model, images: as in `attention_maps`.
         alpha: opacity of the map, 0 to 1.
-        cmap: the name of a matplotlib colour map.
+        cmap: the name of a matplotlib colour map; by default `"inferno"`, and for maps with values
+            below 0 blue to red, with nothing at 0.
         maps: maps of your own, `(B, rows, columns)` of any resolution, one for each image.
         method: which map to draw otherwise: `"rollout"`, which is `relevance`; of the most probable
             class: `"relevance"` (`class_relevance`), `"gradient_rollout"`, `"grad_cam"`,
@@ -102,16 +104,17 @@ def overlay_classes(
     classes: Classes = None,
     top: int = 3,
     method: str = "relevance",
+    shared: bool = False,
 ) -> "Figure":
     """A figure with the maps of several classes side by side, one row for each image.
-
-    All maps of a row share one scale, so that they can be compared.
 
     Args:
         model, images: as in `attention_maps`.
         classes: as in `class_relevance`; by default the `top` most probable ones of each image.
         top: how many classes, if `classes` is None.
         method: as in `overlay`, but not `"rollout"`, which is the same for every class.
+        shared: whether the maps of a row share one scale of colours; otherwise each has its own,
+            as in `overlay`.
     """
     figure_class, model = matplotlib_figure(), classifier(model)
     if method_named(method) is rollout_of_each:
@@ -130,10 +133,10 @@ def overlay_classes(
         show_picture(row[0], pictures[i])
         if name := file_name(several[i]):
             under(row[0], name)
-        scale = tuple(np.percentile(maps[i], [1, 99]))
+        scale = tuple(np.percentile(maps[i], [1, 99])) if shared else None
         for axis, cls, values in zip(row[1:], ids[i], maps[i], strict=True):
-            show_map(axis, pictures[i], values, scale=scale, bar=axis is row[-1])
-            under(axis, f"{short(names[cls])}, {chances[i, cls]:.0%}")
+            show_map(axis, pictures[i], values, scale=scale, bar=not shared or axis is row[-1])
+            under(axis, f"{short(names[cls])}, {percent(chances[i, cls])}")
     return figure
 
 
@@ -154,6 +157,7 @@ def overlay_heads(
     """
     figure_class, model = matplotlib_figure(), classifier(model)
     maps, rows = attention_maps(model, [image], blocks=block)[0][0], grid_of(model)
+    block %= len(chosen_blocks(model))
     count, first = maps.shape[1], model.backbone.num_prefix_tokens
     if maps.shape[1] != maps.shape[2] or count != first + rows[0] * rows[1]:
         raise ValueError(

@@ -123,17 +123,17 @@ def _points(axis: "Axes", values: list[np.ndarray]) -> None:
     for i, heads in enumerate(values):
         axis.scatter([i] * len(heads), heads, s=8, c=range(len(heads)), cmap="viridis")
     axis.plot([heads.mean() for heads in values], color="0.6", linewidth=1, zorder=0)
-    _blocks(axis)
+    _blocks(axis, max(heads.max() for heads in values))
 
 
 def _line(axis: "Axes", values: np.ndarray) -> None:
     axis.plot(values, marker="o", markersize=3, linewidth=1)
-    _blocks(axis)
+    _blocks(axis, values.max())
 
 
-def _blocks(axis):
+def _blocks(axis, largest):
     axis.set_xlabel("block", fontsize=SMALL)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.08 * max(float(largest), 1e-9))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.spines[["top", "right"]].set_visible(False)
 
