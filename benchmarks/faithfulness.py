@@ -19,7 +19,7 @@ import numpy as np
 def methods(model):
     """{name: function of (images, classes) that gives maps (B, rows, columns)}."""
     from keras_vit import explain
-    from keras_vit.explain.faithfulness import random_map
+    from keras_vit.explain.deletion import random_map
     from keras_vit.explain.maps import grid_of
     from keras_vit.explain.methods import METHODS
 

@@ -188,8 +188,9 @@ def test_links_lead_somewhere(page):
         file, _, anchor = target.partition("#")
         goal = (PAGES[page].parent / file).resolve() if file else PAGES[page]
         assert goal.is_file(), target
-        heads = re.findall(r"^#+ (.+)$", goal.read_text("utf-8"), re.MULTILINE)
-        assert not anchor or anchor in map(slug, heads), target
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", goal.read_text("utf-8"), re.MULTILINE)
+            assert anchor in map(slug, heads), target
 
 
 def slug(head):

@@ -9,7 +9,7 @@ import pytest
 
 from keras_vit import MLPMixer, ViT, explain
 from keras_vit.explain import analysis
-from keras_vit.explain.faithfulness import blurred, on_patches, random_map, resized
+from keras_vit.explain.deletion import blurred, on_patches, random_map, resized
 from keras_vit.images import ImageConverter, ImagePreprocessor
 
 TINY = {"image_size": (16, 32), "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}

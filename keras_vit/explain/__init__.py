@@ -9,7 +9,15 @@ from keras_vit.explain.analysis import (
     token_norms,
 )
 from keras_vit.explain.canvas import matplotlib_figure
+from keras_vit.explain.class_maps import (
+    class_relevance,
+    grad_cam,
+    gradient_rollout,
+    input_x_gradient,
+    integrated_gradients,
+)
 from keras_vit.explain.classes import top_classes
+from keras_vit.explain.deletion import Faithfulness, faithfulness
 from keras_vit.explain.draw import (
     gallery,
     overlay,
@@ -17,18 +25,10 @@ from keras_vit.explain.draw import (
     overlay_heads,
     visualize_patches,
 )
-from keras_vit.explain.faithfulness import Faithfulness, faithfulness
 from keras_vit.explain.flow import attention_flow
 from keras_vit.explain.maps import attention_maps, chosen_blocks, features, scorer
-from keras_vit.explain.page import Page, page
-from keras_vit.explain.relevance import (
-    class_relevance,
-    grad_cam,
-    gradient_rollout,
-    input_x_gradient,
-    integrated_gradients,
-)
-from keras_vit.explain.rollout import relevance, rollout, shown
+from keras_vit.explain.pages import Page, page
+from keras_vit.explain.rollouts import relevance, rollout, shown
 from keras_vit.explain.sheet import analyse
 
 __all__ = [

@@ -25,7 +25,7 @@ from keras_vit.explain.canvas import (
 from keras_vit.explain.classes import Classes, class_indices, top_classes
 from keras_vit.explain.maps import attention_maps, chosen_blocks, classifier, grid_of
 from keras_vit.explain.methods import caption_of, method_named, rollout_of_each
-from keras_vit.explain.rollout import head_weights, on_grid
+from keras_vit.explain.rollouts import head_weights, on_grid
 from keras_vit.images import listed, to_array
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.types import Image as AnyImage

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_vit.explain.maps import fused
-from keras_vit.explain.rollout import check_square, with_skip
+from keras_vit.explain.rollouts import check_square, with_skip
 
 UNIT = 10**6  # capacities are integers: this many for a weight of 1
 

@@ -5,16 +5,16 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from keras_vit.explain.classes import Classes, class_indices
-from keras_vit.explain.maps import classifier
-from keras_vit.explain.relevance import (
+from keras_vit.explain.class_maps import (
     class_relevance,
     grad_cam,
     gradient_rollout,
     input_x_gradient,
     integrated_gradients,
 )
-from keras_vit.explain.rollout import relevance, shown
+from keras_vit.explain.classes import Classes, class_indices
+from keras_vit.explain.maps import classifier
+from keras_vit.explain.rollouts import relevance, shown
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.types import Images
 

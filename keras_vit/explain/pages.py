@@ -17,10 +17,10 @@ from PIL import Image
 from keras_vit import atomic
 from keras_vit.explain.analysis import block_distances, map_grids
 from keras_vit.explain.canvas import class_names, file_name, pixels, probabilities
+from keras_vit.explain.class_maps import class_relevance, grad_cam
 from keras_vit.explain.classes import top_classes
 from keras_vit.explain.maps import attention_maps, chosen_blocks, classifier, grid_of
-from keras_vit.explain.relevance import class_relevance, grad_cam
-from keras_vit.explain.rollout import rollout
+from keras_vit.explain.rollouts import rollout
 from keras_vit.images import listed
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.types import Images, Path

@@ -20,7 +20,7 @@ from keras_vit.explain.maps import (
     preprocessed,
     tensors,
 )
-from keras_vit.explain.rollout import (
+from keras_vit.explain.rollouts import (
     check_same_grid,
     check_share,
     combined,
