@@ -15,8 +15,9 @@ import keras_vit_presets as presets
 from keras_vit import from_preset
 from keras_vit.demo import digits
 from keras_vit.explain.methods import METHODS
-from keras_vit_command import commands, parser
+from keras_vit_command import commands
 from keras_vit_command import run as main
+from keras_vit_command.parser import METHODS as NAMES
 
 PRESET = "vit_digits_patch4_32.sklearn"
 needs_tensorflow = pytest.mark.skipif(
@@ -243,7 +244,7 @@ def test_explain_classes_and_page(pictures, tmp_path, capsys):
 
 
 def test_the_methods_of_explain_are_those_of_the_library():
-    assert parser.METHODS == tuple(METHODS)
+    assert NAMES == tuple(METHODS)
 
 
 @needs_tensorflow

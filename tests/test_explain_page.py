@@ -163,6 +163,20 @@ def test_hover_click_and_tap_choose_the_query(opened):
     assert opened.run("return document.documentElement.scrollWidth") <= 390
 
 
+def test_without_a_class_token_all_patches_are_shown(browser, tmp_path):
+    model = classifier("avg", class_token=False, reg_tokens=2)
+    explain.page(model, pictures(1), tmp_path / "page.html")
+    browser.window(1000, 800)
+    browser.do("url", url=(tmp_path / "page.html").as_uri())
+    browser.wait("return document.querySelector('.panel canvas') && panels.length === 2")
+    assert "from all patches" in browser.run(SAID)
+    assert browser.run("return document.getElementById('token').textContent") == "All patches"
+    shown = browser.run("return Array.from(values(0).values)")
+    (maps,) = explain.attention_maps(model, pictures(1), blocks=-1)
+    np.testing.assert_allclose(shown, maps[0].mean(0)[2:, 2:].mean(0), atol=maps.max() / 254)
+    assert browser.errors() == []
+
+
 def test_keys_choose_query_block_and_head(opened):
     for key, words in (
         ("right", "row 2, column 3"),
