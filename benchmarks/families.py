@@ -6,7 +6,9 @@ Inference (`predict-B`: batch size B) and a training step (`train`: batch size 8
 model's own size, in float32 with random weights and preprocessed inputs, two threads, each program
 in its own process and in alternation. Keras models run on TensorFlow, through `tf.function` or
 `train_on_batch`; timm's in eager PyTorch. `tflite`: latency and size of the exported files, batch
-size 1, with the XNNPACK partitions and the operations that are not built in. Needs torch and timm.
+size 1, with the XNNPACK partitions and the operations that are not built in, and the error of their
+features on cuts from two photographs: root mean square, divided by the features' deviation from
+picture to picture. Needs torch and timm.
 """
 
 import argparse
@@ -145,35 +147,61 @@ def measure(name, task, rounds):
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
+def photographs(count=24):
+    """Random cuts from scikit-learn's two photographs."""
+    import numpy as np
+
+    from keras_vit import demo
+
+    random, whole = np.random.default_rng(0), [*demo.photographs().values()]
+    for i in range(count):
+        picture = np.asarray(whole[i % len(whole)])
+        edge = random.integers(100, min(picture.shape[:2]))
+        top, left = (random.integers(0, length - edge) for length in picture.shape[:2])
+        yield picture[top : top + edge, left : left + edge]
+
+
 def measure_files(name, rounds):
-    """Latency, size and agreement with the model of TFLite files, on random smooth images."""
+    """Latency, size and parts of TFLite files, and how far their features are from the model's."""
     import keras
     import numpy as np
 
     import keras_vit
+    from keras_vit.export import runtime
 
     keras.utils.set_random_seed(0)
-    model = keras_vit.from_preset(name, load_weights=False)
+    model = keras_vit.from_preset(name, load_weights=False, num_classes=0)
     noise = np.random.default_rng(0)
     model.set_weights(
         [w + noise.normal(0, 0.02, w.shape).astype(w.dtype) for w in model.get_weights()]
     )
-    height, width = model.backbone.example_size
-    coarse = noise.integers(0, 256, (4, height // 32, width // 32, 3), "uint8")
-    images = np.repeat(np.repeat(coarse, 32, axis=1), 32, axis=2)
+    images = np.stack([model.preprocessor.image_converter.pixels(x) for x in photographs()])
+    expected = model.predict(images, verbose=0)
     with tempfile.TemporaryDirectory() as folder:
         commands, rows = {}, {}
         for mode in ("float32", "int8_dynamic"):
             path = pathlib.Path(folder) / f"{mode}.tflite"
             quantize = None if mode == "float32" else mode
             keras_vit.export.to_tflite(model, path, quantize=quantize)
-            found = keras_vit.export.compare(path, model, images)
-            rows[mode] = f"{path.stat().st_size / 1e6:.1f} MB", found
+            report = keras_vit.export.compare(path, model, images[:1])
+            run = runtime.interpreter(path, alternation.THREADS).get_signature_runner()
+            found = [run(images=x[None].astype("uint8"))["features"][0] for x in images]
+            error = np.std(found - expected) / np.std(expected - expected.mean(0))
+            rows[mode] = f"{path.stat().st_size / 1e6:.1f} MB", report, f"{error:.1e}"
             commands[mode] = (__file__, "--worker", "tflite", name, path)
         del model
         median = alternation.medians(alternation.alternate(commands, rounds))
-        for mode, (size, found) in rows.items():
-            cells = (name, f"tflite {mode}", size, f"{median[mode] * 1e3:.1f} ms", str(found))
+        for mode, (size, report, error) in rows.items():
+            foreign = [op for op in report.operations if op.startswith(("Flex", "CUSTOM"))]
+            cells = (
+                name,
+                f"tflite {mode}",
+                size,
+                f"{median[mode] * 1e3:.1f} ms",
+                f"error {error}",
+                f"{report.partitions} partitions",
+                f"{sum(report.operations.values())} operations, not built in: {foreign or 'none'}",
+            )
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -7,8 +7,8 @@ default), timm builds a model with random weights, perturbed so that no norm, to
 trivial, and writes it as a Hub repository; keras_vit loads that directory, and both run on one
 random image. Printed are the largest differences in the last tokens (or map) and in the logits,
 each divided by the largest value; and that of the logits at another image size, not square, if timm
-can load the model for one. Needs timm and torch; each model runs in its own process. A model that
-would not fit into memory is marked "too large".
+can load the model for one. Needs timm and torch; a few small models share a process, and each large
+one has its own. A model that would not fit into memory is marked "too large".
 """
 
 import argparse
@@ -18,6 +18,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
 
 import common
 
@@ -34,9 +35,9 @@ than {memory:g} GiB of memory are marked "too large".
 $ python benchmarks/parity.py --memory {memory:g} --markdown docs/parity.md
 ```
 """
-TOO_LARGE = "too large"
+TOO_LARGE, TODO = "too large", "not measured"
 ROW = "| {:52} | {:>8} | {:>9} | {:>9} | {:>18} |"
-NONE = ""  # no other size
+NONE = ""  # nothing to compare
 LOADED = ("flexi", "radio")  # timm resamples these in a way of their own, only when it loads them
 
 
@@ -105,7 +106,49 @@ def compare(name, classes):
             ours = keras_vit.from_preset(folder, image_size=size)
             results["other"] = difference(ours, noise(size), other)
             results["size"] = "{}x{}".format(*size)
-    print("RESULT", json.dumps(results))
+    print("RESULT", name, json.dumps(results), flush=True)
+    keras.backend.clear_session()
+
+
+def complete(line):
+    """A row of the table; older ones were measured at one size."""
+    return line if line.count("|") == 6 else f"{line} {TODO:>18} |"
+
+
+def todo(line):
+    """Whether there is something to measure."""
+    return line is None or TODO in line or TOO_LARGE in line
+
+
+def groups(rows, size=8, params=4e8):
+    """Rows for one process each: at most that many models, and of that many parameters together."""
+    group = []
+    for row in rows:
+        if group and (len(group) == size or sum(r.params for r in [*group, row]) > params):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def results_of(group):
+    """Compare the models in a process of their own: the rest of each row, by name."""
+    pairs = [word for row in group for word in (row.name, str(row.num_classes))]
+    command = [sys.executable, __file__, "--compare", *pairs]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        error = threading.Thread(target=lambda: errors.append(process.stderr.read()))
+        errors = []
+        error.start()
+        for line in process.stdout:
+            if line.startswith("RESULT"):
+                _, name, results = line.split(" ", 2)
+                yield name, json.loads(results)
+        error.join()
+    if process.returncode:
+        sys.exit(f"{', '.join(pairs[::2])} failed:\n{errors[0][-2000:]}")
 
 
 def noise(size):
@@ -159,42 +202,40 @@ def main():
     parser.add_argument(
         "--markdown", type=pathlib.Path, help="write the table there; its existing rows are kept"
     )
-    parser.add_argument("--one", nargs=2, metavar=("NAME", "CLASSES"), help=argparse.SUPPRESS)
+    parser.add_argument("--compare", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        compare(options.one[0], int(options.one[1]))
+    if options.compare:
+        for name, classes in zip(options.compare[::2], options.compare[1::2], strict=True):
+            compare(name, int(classes))
         return
     columns = ("checkpoint", "params", "features", "logits", "at another size")
     head = [ROW.format(*columns), "|---|--:|--:|--:|--:|"]
     print("\n".join(head))
-    rows = {}
+    lines = {}
     if options.markdown and options.markdown.exists():  # continue where the last run ended
-        lines = options.markdown.read_text().splitlines()
-        rows = {line.split()[1]: line for line in lines if line.startswith("| ")}
-    for row in cases(options.pattern):
-        name = row.name
-        if TOO_LARGE not in rows.get(name, TOO_LARGE):
-            continue
-        if memory(row.params) > options.memory:
-            results = {"features": TOO_LARGE, "logits": "", "other": NONE}
-        else:
-            command = [sys.executable, __file__, "--one", name, str(row.num_classes)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            found = [text for text in done.stdout.splitlines() if text.startswith("RESULT")]
-            if not found:
-                sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-            results = json.loads(found[0][7:])
-            results |= {k: f"{v:.1e}" for k, v in results.items() if k != "size"}
-            results["other"] = f"{results['size']}: {results['other']}" if "size" in results else ""
-        size = f"{row.params / 1e6:.1f} M"
-        rows[name] = ROW.format(
-            name, size, results["features"], results["logits"], results["other"]
-        )
-        print(rows[name], flush=True)
+        found = options.markdown.read_text().splitlines()
+        lines = {line.split()[1]: complete(line) for line in found if line.startswith("| ")}
+
+    def write(row, *cells):
+        lines[row.name] = ROW.format(row.name, f"{row.params / 1e6:.1f} M", *cells)
+        print(lines[row.name], flush=True)
         if options.markdown:
             title = TITLE.format(memory=options.memory)
-            body = [rows[row.name] for row in cases("*") if row.name in rows]
+            body = [lines[row.name] for row in cases("*") if row.name in lines]
             options.markdown.write_text("\n".join([title, *head, *body, ""]))
+
+    wanted = [row for row in cases(options.pattern) if todo(lines.get(row.name))]
+    wanted.sort(key=lambda row: row.name in lines)  # new rows first
+    rows = {row.name: row for row in wanted}
+    fitting = [row for row in rows.values() if memory(row.params) <= options.memory]
+    for group in groups(fitting):
+        for name, found in results_of(group):
+            size, other = found.pop("size", None), found.pop("other", None)
+            cells = [f"{found[key]:.1e}" for key in ("features", "logits")]
+            write(rows[name], *cells, f"{size}: {other:.1e}" if size else NONE)
+    for row in rows.values():
+        if row not in fitting:
+            write(row, TOO_LARGE, NONE, NONE)
 
 
 if __name__ == "__main__":

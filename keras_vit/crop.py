@@ -150,11 +150,10 @@ def _permuted(x, axes, xp):
     return xp.transpose(x, (*range(before), *(before + axis for axis in axes)))
 
 
-def _used(view, axis, xp, begin=0, length=None):
-    """The range of inputs that a part of the crop needs; axis 0 is the height."""
-    length = view.kept[axis] if length is None else length
-    start = view.starts[axis] + begin
-    return used(view.old[axis], view.new[axis], start, length, view.interpolation, xp)
+def _used(view, axis, xp):
+    """The range of inputs that the crop needs; axis 0 is the height."""
+    numbers = (view.old[axis], view.new[axis], view.starts[axis], view.kept[axis])
+    return used(*numbers, view.interpolation, xp)
 
 
 def _resample(x, view, axis, origin, xp, sums):
@@ -165,22 +164,20 @@ def _resample(x, view, axis, origin, xp, sums):
     old, new, start = view.old[axis], view.new[axis], view.starts[axis]
     parts = []
     for begin, length in _blocks(view, axis):
-        low, high = _used(view, axis, xp, begin, length)
-        inputs = xp.asarray(x[..., low - origin : high - origin], dtype="float32")
-        numbers = (old, new, start + begin, low, high)
+        numbers = (old, new, start + begin, origin)
         if view.known:
-            parts.append(_block(inputs, numbers, length, view.interpolation, sums, np, xp))
+            parts.append(_block(x, numbers, length, view.interpolation, sums, np, xp))
         else:
-            function = _block_of_graphs(len(x.shape), length, view.interpolation, sums)
-            parts.append(
-                function(inputs, xp.stack([xp.asarray(n, dtype="int64") for n in numbers]))
-            )
+            function = _block_of_graphs(x.dtype, len(x.shape), length, view.interpolation, sums)
+            parts.append(function(x, xp.stack([xp.asarray(n, dtype="int64") for n in numbers])))
     return parts[0] if len(parts) == 1 else xp.concatenate(parts, axis=-1)
 
 
 def _block(x, numbers, length, interpolation, sums, constants, xp):
     """`length` outputs from the inputs that they need; `constants`: numpy where sizes are known."""
-    old, new, start, low, high = numbers
+    old, new, start, origin = numbers
+    low, high = used(old, new, start, length, interpolation, constants)
+    x = xp.asarray(x[..., low - origin : high - origin], dtype="float32")
     # PIL's coefficients `(inputs, length)`, whole numbers of 2**-22, float64.
     matrix = resize_matrix(
         old, new, start, length, interpolation, columns=(low, high), xp=constants
@@ -190,13 +187,15 @@ def _block(x, numbers, length, interpolation, sums, constants, xp):
 
 
 @functools.cache
-def _block_of_graphs(rank, length, interpolation, sums):
+def _block_of_graphs(dtype, rank, length, interpolation, sums):
     """`_block` as a TensorFlow function of (inputs, numbers). It is traced once: a graph that takes
     images of any size has dozens of blocks."""
     import tensorflow as tf  # optional: needed inside TensorFlow graphs only
 
     @tf.function(
-        input_signature=[tf.TensorSpec([None] * rank), tf.TensorSpec([5], "int64")], autograph=False
+        input_signature=[tf.TensorSpec([None] * rank, dtype), tf.TensorSpec([4], "int64")],
+        autograph=False,
+        experimental_attributes={"_noinline": True},
     )
     def block(x, numbers):
         xp = tensorflow_numpy()

@@ -160,7 +160,7 @@ def test_classify_gives_what_the_activation_makes(classes, given):
 
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
-@pytest.mark.parametrize(("classes", "given"), CASES)
+@pytest.mark.parametrize(("classes", "given"), [(1, SIGMOID), (7, None)])
 @pytest.mark.parametrize("kind", ["tflite", "onnx", "saved_model"])
 def test_files_compute_the_same(kind, classes, given, tmp_path):
     if kind == "onnx":

@@ -9,6 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 import keras_vit_presets as presets
@@ -204,7 +205,7 @@ def test_predict_of_a_model_that_gives_nan(pictures, capsys, monkeypatch):
 @pytest.mark.parametrize("folder", [".", "runs"])
 def test_a_folder_with_a_similar_name_is_suggested(words, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for name in ("my_flowers", "my_floors", "other"):
         (tmp_path / folder / name).mkdir(parents=True)
     (tmp_path / folder / "my_flowers" / "config.json").write_text("{}")

@@ -22,17 +22,10 @@ def run(layer, x, **options):
 
 
 @pytest.fixture(autouse=True)
-def nothing_old_to_collect():
+def no_garbage_collection(monkeypatch):
     """Keras collects garbage after each layer that it quantizes; among all that a session of tests
     has made, that would take a minute for a tiny model."""
-    gc.collect()
-    gc.freeze()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def garbage_is_collected_again():
-    yield
-    gc.unfreeze()
+    monkeypatch.setattr(gc, "collect", lambda *args: 0)
 
 
 def normalised(model):
@@ -126,10 +119,10 @@ def test_what_needs_float_weights_says_so(change, tmp_path):
         keras_vit.from_preset(tmp_path / "preset", **change)
 
 
-@pytest.mark.parametrize(("mode", "fewest", "size"), [("int8", 101, 0.29), ("int4", 96, 0.18)])
+@pytest.mark.parametrize(("mode", "fewest", "size"), [("int8", 14, 0.29), ("int4", 13, 0.18)])
 def test_deit_tiny_on_photographs(mode, fewest, size, deit_tiny, photographs):
-    """float32: 105 of 125."""
-    paths, classes = photographs
+    """Every eighth of them; float32: 15 of 16. Keras' int8 is slow on a CPU."""
+    paths, classes = (several[::8] for several in photographs)
     model = keras_vit.from_preset(deit_tiny)
     before = sum(weight.nbytes for weight in model.get_weights())
     model.quantize(mode)

@@ -197,7 +197,8 @@ def _of_files(converter, core, strings, image):
         return core(converter.normalize(pixels))
 
     spec = tf.TensorSpec(strings, "string", name=FILES)
-    return tf.function(call, input_signature=[spec], autograph=False)
+    # TensorFlow traces what it saves once more: this function is only a call of the graph.
+    return tf.function(_traced(call, spec), input_signature=[spec], autograph=False)
 
 
 def _describe(folder, model, preprocessing):
