@@ -1,7 +1,9 @@
 """What the tests share: the real checkpoint and pictures, where they are present."""
 
+import gc
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.pop("COLUMNS", None)  # pytest-xdist's workers have it: tables would be cut to 80
@@ -9,6 +11,19 @@ os.environ.pop("COLUMNS", None)  # pytest-xdist's workers have it: tables would 
 import pytest
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def keras_collects_no_garbage(monkeypatch):
+    """Keras collects garbage after each layer that it quantizes; among all that a session of tests
+    has made, that takes seconds, and a minute for a tiny model."""
+    collect = gc.collect
+
+    def unless_keras_asks(*args):
+        asks = sys._getframe(1).f_globals.get("__name__", "")
+        return 0 if asks.startswith("keras.src.layers") else collect(*args)
+
+    monkeypatch.setattr(gc, "collect", unless_keras_asks)
 
 
 @pytest.fixture(scope="session")

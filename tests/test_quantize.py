@@ -1,7 +1,5 @@
 """Keras' own quantization: model.quantize("int8") and "int4" of every family."""
 
-import gc
-
 import keras
 import numpy as np
 import pytest
@@ -19,13 +17,6 @@ def dense(model):
 
 def run(layer, x, **options):
     return keras.ops.convert_to_numpy(layer(x, **options))
-
-
-@pytest.fixture(autouse=True)
-def no_garbage_collection(monkeypatch):
-    """Keras collects garbage after each layer that it quantizes; among all that a session of tests
-    has made, that would take a minute for a tiny model."""
-    monkeypatch.setattr(gc, "collect", lambda *args: 0)
 
 
 def normalised(model):
