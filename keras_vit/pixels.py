@@ -4,7 +4,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import keras
 import numpy as np
@@ -26,8 +26,10 @@ RAW = (
 )
 
 
-def load_image(path: Path, channels: int = 3) -> np.ndarray:
+def load_image(path: Path | BinaryIO, channels: int = 3) -> np.ndarray:
     """Read a picture file as a uint8 array `(H, W, channels)`, rotated as its EXIF tag says.
+
+    The file is a path or a file object.
 
     Pictures with 16 bits per channel are scaled to 8, as `tf.io.decode_png` does; floats from 0 to
     1 to 0..255.
@@ -40,7 +42,7 @@ def load_image(path: Path, channels: int = 3) -> np.ndarray:
     return _array(open_image(path, channels), channels)
 
 
-def open_image(image: Path | Image.Image, channels: int = 3) -> Image.Image:
+def open_image(image: Path | BinaryIO | Image.Image, channels: int = 3) -> Image.Image:
     """A picture file, or an image of PIL, as an image of PIL with 8 bits per channel.
 
     Raises:
@@ -48,7 +50,7 @@ def open_image(image: Path | Image.Image, channels: int = 3) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return _eight_bits(image, MODES[channels])
-    name = repr(os.fspath(image))
+    name = repr(image if hasattr(image, "read") else os.fspath(image))
     picture = _decoded(image, name)
     try:
         return _eight_bits(picture, MODES[channels])
@@ -56,7 +58,7 @@ def open_image(image: Path | Image.Image, channels: int = 3) -> Image.Image:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _decoded(path: Path, name: str) -> Image.Image:
+def _decoded(path: Path | BinaryIO, name: str) -> Image.Image:
     """The decoded and upright picture of a file."""
     try:
         with Image.open(path) as image:

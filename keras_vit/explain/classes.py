@@ -66,7 +66,8 @@ def class_index(model: ImageClassifier, value: Any) -> int:
     return names.index(value)
 
 
-def with_head(model):
+def with_head(model: ImageClassifier) -> ImageClassifier:
+    """The model itself; an error if it has no classes."""
     if not model.num_classes:
         raise ValueError(
             "A map for a class needs a model with a head. Received: num_classes=0, which returns "
@@ -84,17 +85,21 @@ def logits_of(model: ImageClassifier, images: Images) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def asked(model, images, classes):
+def asked(
+    model: keras.Model, images: Images, classes: Any
+) -> tuple[ImageClassifier, np.ndarray, bool]:
     """The classifier, the classes `(B, K)`, and whether there is one for all."""
     model = with_head(classifier(model))
     return (model, *class_indices(model, images, classes))
 
 
-def in_steps(ids):
+def in_steps(ids: Any) -> list[Any]:
+    """Slices of a sequence, of `STEP` at most."""
     return [ids[i : i + STEP] for i in range(0, len(ids), STEP)]
 
 
-def result(maps, single):
+def result(maps: list[np.ndarray], single: bool) -> np.ndarray:
+    """The maps of all steps, `(B, K, ...)`, or without K; an error if there is NaN."""
     total = np.concatenate(maps).astype("float32")
     if not np.isfinite(total).all():
         raise ValueError(
