@@ -18,7 +18,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import threading
 
 import common
 
@@ -28,8 +27,8 @@ Full-size models with random weights from timm, loaded here: the largest differe
 features and in the logits for one random image, each divided by the largest value. The last column
 is that of the logits at another image size, height x width: timm's model resized by
 `set_input_size`, or loaded with `img_size=`. There is one row per architecture, image size and
-number of classes; checkpoints that differ only in their weights share a row. Models that need more
-than {memory:g} GiB of memory are marked "too large".
+number of classes; checkpoints that differ only in their weights share a row. {rows} of {all} are
+measured so far. Models that need more than {memory:g} GiB of memory are marked "too large".
 
 ```console
 $ python benchmarks/parity.py --memory {memory:g} --markdown docs/parity.md
@@ -110,11 +109,6 @@ def compare(name, classes):
     keras.backend.clear_session()
 
 
-def complete(line):
-    """A row of the table; older ones were measured at one size."""
-    return line if line.count("|") == 6 else f"{line} {TODO:>18} |"
-
-
 def todo(line):
     """Whether there is something to measure."""
     return line is None or TODO in line or TOO_LARGE in line
@@ -136,19 +130,15 @@ def results_of(group):
     """Compare the models in a process of their own: the rest of each row, by name."""
     pairs = [word for row in group for word in (row.name, str(row.num_classes))]
     command = [sys.executable, __file__, "--compare", *pairs]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        error = threading.Thread(target=lambda: errors.append(process.stderr.read()))
-        errors = []
-        error.start()
-        for line in process.stdout:
-            if line.startswith("RESULT"):
-                _, name, results = line.split(" ", 2)
-                yield name, json.loads(results)
-        error.join()
-    if process.returncode:
-        sys.exit(f"{', '.join(pairs[::2])} failed:\n{errors[0][-2000:]}")
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            for line in process.stdout:
+                if line.startswith("RESULT"):
+                    _, name, results = line.split(" ", 2)
+                    yield name, json.loads(results)
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(f"{', '.join(pairs[::2])} failed:\n{errors.read()[-2000:]}")
 
 
 def noise(size):
@@ -214,14 +204,15 @@ def main():
     lines = {}
     if options.markdown and options.markdown.exists():  # continue where the last run ended
         found = options.markdown.read_text().splitlines()
-        lines = {line.split()[1]: complete(line) for line in found if line.startswith("| ")}
+        lines = {line.split()[1]: line for line in found if line.startswith("| ")}
 
     def write(row, *cells):
         lines[row.name] = ROW.format(row.name, f"{row.params / 1e6:.1f} M", *cells)
         print(lines[row.name], flush=True)
         if options.markdown:
-            title = TITLE.format(memory=options.memory)
-            body = [lines[row.name] for row in cases("*") if row.name in lines]
+            every = cases("*")
+            body = [lines[row.name] for row in every if row.name in lines]
+            title = TITLE.format(memory=options.memory, rows=len(body), all=len(every))
             options.markdown.write_text("\n".join([title, *head, *body, ""]))
 
     wanted = [row for row in cases(options.pattern) if todo(lines.get(row.name))]
