@@ -4,6 +4,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_vit.layers.tokens import map_size
 from keras_vit.types import Tensor
 
 
@@ -17,11 +18,11 @@ def adaptive_average(x: Tensor, size: int) -> Tensor:
         x: the map; H and W may be unknown.
         size: rows and columns of the grid.
     """
-    known, asked = x.shape[1:3], ops.shape(x)[1:3]
+    known = x.shape[1:3]
     if not any(n is None or n % size for n in known):
         window = (known[0] // size, known[1] // size)
         return x if window == (1, 1) else ops.average_pool(x, window, data_format="channels_last")
-    (rows, columns), channels = (n or m for n, m in zip(known, asked, strict=True)), x.shape[3]
+    (rows, columns), channels = map_size(x), x.shape[3]
     x = ops.matmul(_means(rows, size, x.dtype), ops.reshape(x, (-1, rows, columns * channels)))
     x = ops.reshape(x, (-1, size, columns, channels))
     return ops.matmul(_means(columns, size, x.dtype), x)

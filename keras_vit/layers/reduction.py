@@ -13,6 +13,7 @@ from keras_vit.layers.lora import Dense
 from keras_vit.layers.mlp import as_matrix
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.pool import adaptive_average
+from keras_vit.layers.tokens import as_map, as_tokens
 from keras_vit.types import Shape, Tensor
 
 POOLED = 7  # rows and columns of the keys in the linear variant
@@ -122,22 +123,3 @@ class SpatialReductionAttention(Layer):
     def call(self, x: Tensor) -> Tensor:
         tokens = merge_heads(attend(*self.heads(x)))
         return as_map(as_matrix(self.proj, tokens), x)
-
-
-def as_tokens(x: Tensor) -> Tensor:
-    """Tokens, or a map row by row: `(B, N, C)` or `(B, H, W, C) -> (B, N, C)`."""
-    if len(x.shape) == 3:
-        return x
-    (rows, columns), channels = _size(x), x.shape[3]
-    return ops.reshape(x, (-1, rows * columns, channels))
-
-
-def as_map(x: Tensor, like: Tensor) -> Tensor:
-    """Tokens in the shape of `like`, the reverse of `as_tokens`."""
-    if len(like.shape) == 3:
-        return x
-    return ops.reshape(x, (-1, *_size(like), x.shape[-1]))
-
-
-def _size(x):
-    return [n or m for n, m in zip(x.shape[1:3], ops.shape(x)[1:3], strict=True)]

@@ -20,9 +20,9 @@ from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import check_divides, pair
 from keras_vit.layers.relative import RelativeAttention
+from keras_vit.layers.tokens import as_tokens
 from keras_vit.models.base import PyramidBackbone, Resizer
 from keras_vit.models.classifier import AverageClassifier
-from keras_vit.models.head import flat
 from keras_vit.resize import adapt_channels, resize_bias_table
 from keras_vit.types import Shape, Size, Tensor
 
@@ -171,11 +171,11 @@ class CoAtNetBlock(TransformerBlock):
 
     def scores(self, x: Tensor) -> Tensor:
         """The attention map for the block's input: `(B, H, W, C) -> (B, heads, N, N)`, float32."""
-        return self.attn.scores(flat(self.norm1(x)))
+        return self.attn.scores(as_tokens(self.norm1(x)))
 
     def call(self, x: Tensor, queries: int | None = None, training: bool | None = None) -> Tensor:
-        shortcut = flat(x if self.shortcut is None else self.shortcut(x))
-        x = self.attn(flat(self.norm1(x)), training=training)
+        shortcut = as_tokens(x if self.shortcut is None else self.shortcut(x))
+        x = self.attn(as_tokens(self.norm1(x)), training=training)
         x = shortcut + self.skip(self.ls1(x), training=training)
         x = x + self.skip(self.ls2(self.mlp(self.norm2(x), training=training)), training=training)
         return ops.reshape(x, (-1, *self.window, self.filters))

@@ -13,6 +13,7 @@ from keras_vit.layers.attention import AttentionPool
 from keras_vit.layers.base import KeepsFrozen, Layer, initial, register
 from keras_vit.layers.mlp import activation
 from keras_vit.layers.norm import normalization
+from keras_vit.layers.tokens import as_tokens
 from keras_vit.models.base import Backbone
 from keras_vit.types import Tensor
 
@@ -71,19 +72,9 @@ class Pooling(abc.ABC):
         return x[:, self.first :] if self.first else x
 
 
-def flat(x: Tensor) -> Tensor:
-    """A feature map as tokens, row by row: `(B, H, W, D) -> (B, H * W, D)`."""
-    return ops.reshape(x, (-1, _product(x.shape[1:3], ops.shape(x)[1:3]), x.shape[3]))
-
-
-def _product(known, asked):
-    rows, columns = (a if k is None else k for k, a in zip(known, asked, strict=True))
-    return rows * columns
-
-
 @register
 class Tokens(Layer):
-    """`flat` as a layer, for maps of unknown size, too."""
+    """`as_tokens` as a layer, for maps of unknown size, too."""
 
     def compute_output_spec(self, x: Tensor) -> keras.KerasTensor:
         rows, columns = x.shape[1:3]
@@ -91,7 +82,7 @@ class Tokens(Layer):
         return keras.KerasTensor((x.shape[0], count, x.shape[3]), self.compute_dtype)
 
     def call(self, x: Tensor) -> Tensor:
-        return flat(x)
+        return as_tokens(x)
 
 
 def check_token(name: str, backbone: Backbone) -> None:

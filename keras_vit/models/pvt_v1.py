@@ -17,7 +17,7 @@ from keras_vit.layers.conv import Conv
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import check_divides, pair
-from keras_vit.layers.reduction import as_tokens
+from keras_vit.layers.tokens import as_tokens
 from keras_vit.models.base import PyramidBackbone, Resizer
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.models.pvt import PVTBlock, block_names, check_reduction, check_stages
