@@ -86,6 +86,8 @@ def attend(
     q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q, k, v))
     if bias is not None:
         bias = ops.cast(bias, q.dtype)
+        if attention_mask is not None:  # torch takes one of the two; -3e4 is a float16, too
+            bias, attention_mask = ops.where(attention_mask, bias, -3e4), None
     x = ops.dot_product_attention(q, k, v, bias=bias, mask=attention_mask, scale=1.0)
     return ops.transpose(x, (0, 2, 1, 3))
 
