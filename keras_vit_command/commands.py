@@ -1,6 +1,8 @@
 """The commands that run a model: `predict`, `explain`, `demo`."""
 
 import argparse
+import csv
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -65,22 +67,58 @@ def tell_broken(broken: Sequence[tuple[Any, str]]) -> None:
         print(f"  and {len(broken) - LISTED} more", file=sys.stderr)
 
 
+def load_classifier(name: str, image_size: Any = None) -> Any:
+    """The model of that name, or an exported file that classifies."""
+    path = pathlib.Path(name)
+    exported = path.suffix.lower() in (".tflite", ".onnx") or (path / "saved_model.pb").is_file()
+    if not exported or not path.exists():
+        return load_model(name, image_size=image_size)
+    if image_size is not None:
+        raise ValueError(f"--image-size is not for files: {name!r} has a size of its own.")
+    from keras_vit.export import FileClassifier
+
+    return FileClassifier(path)
+
+
 def run_predict(args: argparse.Namespace) -> int:
     """Print the most probable classes of each image."""
     out = console()
     paths, left_out = pictures(args.images)
-    model = load_model(args.name, image_size=args.image_size)
+    model = load_classifier(args.name, args.image_size)
     chunks = [paths[i : i + STEP] for i in range(0, len(paths), STEP)]
-    shown = chunks if len(chunks) == 1 else track(out, "predicting")(chunks, len(chunks))
+    quiet = len(chunks) == 1 or args.json or args.csv
+    shown = chunks if quiet else track(out, "predicting")(chunks, len(chunks))
     results = [result for chunk in shown for result in model.classify(chunk, top=args.top)]
     check_finite(args.name, paths, results)
-    made = table("picture", "class", ">probability" if model.activation else ">value")
+    value = "probability" if model.activation else "value"
+    if args.json or args.csv:
+        print_predictions(paths, results, value, args.json)
+        return 2 if left_out else 0
+    made = table("picture", "class", f">{value}")
     for path, result in zip(paths, results, strict=True):
         for i, (name, value) in enumerate(result):
             shown_value = f"{value:.1%}" if model.activation else f"{value:.4g}"
             made.add_row("" if i else printable(path), name, shown_value)
     out.print(made)
     return 2 if left_out else 0
+
+
+def print_predictions(
+    paths: Sequence[Path], results: Sequence[Any], value: str, as_json: bool
+) -> None:
+    """Print predictions for a program: JSON, or CSV with one line for each picture and class."""
+    if as_json:
+        pairs = zip(paths, results, strict=True)
+        every = [
+            {"picture": str(path), "classes": [{"class": n, value: float(v)} for n, v in result]}
+            for path, result in pairs
+        ]
+        print(json.dumps(every, indent=2))
+        return
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    rows.writerow(["picture", "class", value])
+    for path, result in zip(paths, results, strict=True):
+        rows.writerows([path, name, float(number)] for name, number in result)
 
 
 def check_finite(name: str, paths: Sequence[Path], results: Sequence[Any]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import hashlib
+import importlib.util
 import json
 import pathlib
 import time
@@ -15,23 +16,27 @@ import numpy as np
 from keras_vit import atomic, train
 from keras_vit.models.saving import file_size
 from keras_vit.text import printable
+from keras_vit.types import Path
 from keras_vit_command.commands import check_parent, load_model, tell_broken, track
 from keras_vit_command.exporting import check_options, write_file
+from keras_vit_command.products import write_products
 from keras_vit_command.signals import exit_status
 from keras_vit_command.tables import console
-from keras_vit_command.unfinished import NAME, Keeper, Unfinished
+from keras_vit_command.unfinished import NAME, Keeper, Patience, Unfinished
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from keras_vit.models.classifier import ImageClassifier
 
+PART, NAMES = "0.2", ("training", "validation")
 Examples: TypeAlias = tuple[list[pathlib.Path], np.ndarray]  # image files and their labels
 
 
 def run_finetune(args: argparse.Namespace) -> int:
     """Train, and write the model, its labels and a log to the output folder."""
     out, output = console(), pathlib.Path(args.output)
+    check_packages(args)
     unfinished = Unfinished(output)
     check_output(output, unfinished, args)
     target = args.export and pathlib.Path(args.export)
@@ -47,7 +52,8 @@ def run_finetune(args: argparse.Namespace) -> int:
             elif unfinished.exists():
                 out.print(f"Continuing after {unfinished.progress()}.")
                 check_settings(unfinished, options(args))
-            training, validation, names = folders(args, out)
+            sides, names = folders(args, out)
+            training, validation = sides["training"], sides["validation"]
             settings = {**options(args), "images": digest(training, validation)}
             if unfinished.exists():
                 check_settings(unfinished, settings)
@@ -58,9 +64,12 @@ def run_finetune(args: argparse.Namespace) -> int:
             stop = learn(model, training, validation, args, keeper, out)
             kept = keeper.select(model, args.keep, completed=stop is None)
             save(model, folder, keeper.history)
+            found = write_products(model, folder, keeper.history, sides, options(args))
         if stop is None:
             unfinished.discard()
     report(args, kept, keeper, (time.monotonic() - start) / 60, out)
+    if "test" in found:
+        out.print(f"Test accuracy {found['test'].top1:.1%}, {found['test'].images} images.")
     if stop:
         out.print("To continue, run the same command with --resume.")
         return exit_status(stop)
@@ -73,17 +82,27 @@ def run_finetune(args: argparse.Namespace) -> int:
 
 
 def new_model(args: argparse.Namespace, names: list[str]) -> "ImageClassifier":
-    """The pretrained model with a new head."""
+    """The pretrained model with a new head; with its own, if it is of the same classes."""
     keras.utils.set_random_seed(args.seed)
     model = load_model(
         args.preset,
-        num_classes=len(names),
+        num_classes=None if same_labels(args.preset, names) else len(names),
         image_size=args.image_size,
         drop_path_rate=args.drop_path,
-        dtype=args.dtype,
+        dtype="mixed_bfloat16" if args.mixed_precision else args.dtype,
     )
     model.labels = names
+    if args.freeze is not None:
+        train.freeze(model, **args.freeze)
+    if args.lora:
+        model.backbone.enable_lora(args.lora)
     return model
+
+
+def same_labels(preset: str, names: list[str]) -> bool:
+    """Whether it is a model that `finetune` wrote, of these classes."""
+    labels = pathlib.Path(preset) / "labels.txt"
+    return labels.is_file() and labels.read_text("utf-8").splitlines() == names
 
 
 def learn(
@@ -104,9 +123,14 @@ def learn(
             args.epochs,
             batch_size=args.batch_size,
             learning_rate=args.learning_rate,
+            recipe=args.recipe,
+            layer_decay=args.layer_decay,
+            ema=args.ema,
+            class_weights=args.class_weights,
+            balanced=args.balanced,
             flip=not args.no_flip,
             seed=args.seed,
-            callbacks=[keeper],
+            callbacks=callbacks(args, keeper),
             progress=track(out, "reading images"),
             verbose=1 if out.is_terminal else 2,
         )
@@ -119,6 +143,23 @@ def learn(
         error.add_note("Set it by --learning-rate.")
         raise
     return None
+
+
+def callbacks(args: argparse.Namespace, keeper: Keeper) -> list[keras.callbacks.Callback]:
+    """The keeper, and what was asked for besides."""
+    found: list[keras.callbacks.Callback] = [keeper]
+    if args.patience:
+        found.append(Patience(keeper, args.patience))
+    if args.tensorboard:
+        found.append(keras.callbacks.TensorBoard(args.tensorboard))
+    return found
+
+
+def check_packages(args: argparse.Namespace) -> None:
+    """Raise ImportError if TensorBoard is asked for and missing, now and not after the first
+    epoch."""
+    if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ImportError("--tensorboard needs TensorBoard: pip install tensorboard")
 
 
 def save(model: "ImageClassifier", folder: pathlib.Path, history: dict[str, list[float]]) -> None:
@@ -145,7 +186,10 @@ def report(
     out.print(f"  keras-vit predict {args.output} IMAGE", soft_wrap=True)
 
 
-OPTIONS = ("preset", "epochs", "batch_size", "image_size", "dtype", "drop_path", "no_flip", "seed")
+OPTIONS = tuple(
+    "preset epochs batch_size image_size dtype drop_path no_flip seed recipe layer_decay ema "
+    "class_weights balanced freeze lora mixed_precision".split()
+)
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
@@ -181,46 +225,63 @@ def check_settings(unfinished: Unfinished, settings: dict[str, Any]) -> None:
         )
 
 
-def folders(args: argparse.Namespace, out: "Console") -> tuple[Examples, Examples, list[str]]:
-    """Training set, validation set and the names of the classes."""
-    found = train.read_folder(args.folder, track(out, "checking files"))
+def folders(args: argparse.Namespace, out: "Console") -> tuple[dict[str, Examples], list[str]]:
+    """Images and labels of "training", "validation" and perhaps "test"; the names of the
+    classes."""
+    parts = train.read_parts(args.folder)
+    source = parts.get("train", args.folder)
+    found = train.read_folder(source, track(out, "checking files"))
     tell_broken(found.broken)
-    if pathlib.Path(args.validation).is_dir():
-        other = train.read_folder(args.validation, track(out, "checking files"))
-        tell_broken(other.broken)
-        labels = same_classes(args, found.class_names, other.class_names)[other.labels]
-        sides: tuple[Examples, Examples] = (found.paths, found.labels), (other.paths, labels)
+    validation = args.validation or parts.get("validation", PART)
+    sides: dict[str, Examples] = {}
+    if pathlib.Path(validation).is_dir():
+        sides["training"] = found.paths, found.labels
+        sides["validation"] = others(source, found, validation, out)
     else:
-        check_counts(args, found)
-        training, validation = train.split_labels(found.labels, part(args.validation), args.seed)
-        sides = examples(found, training), examples(found, validation)
-    count = [len(labels) for _, labels in sides]
-    names = ", ".join(map(printable, found.class_names))
-    out.print(f"{sum(count)} images of {len(found.class_names)} classes: {names}")
-    out.print(f"{count[0]} for training, {count[1]} for validation")
-    return *sides, found.class_names
+        check_counts(source, found)
+        rows = train.split_labels(found.labels, part(str(validation)), args.seed)
+        sides = {n: examples(found, r) for n, r in zip(NAMES, rows, strict=True)}
+    if "test" in parts:
+        sides["test"] = others(source, found, parts["test"], out)
+    count = {name: len(labels) for name, (_, labels) in sides.items()}
+    out.print(
+        f"{sum(count.values())} images of {len(found.class_names)} classes: "
+        f"{', '.join(map(printable, found.class_names))}"
+    )
+    out.print(", ".join(f"{n} for {name}" for name, n in count.items()))
+    return sides, found.class_names
 
 
-def same_classes(args: argparse.Namespace, names: list[str], others: list[str]) -> np.ndarray:
+def others(source: Path, found: train.Folder, folder: Path, out: "Console") -> Examples:
+    """Images of another folder with the same classes."""
+    other = train.read_folder(folder, track(out, "checking files"))
+    tell_broken(other.broken)
+    labels = same_classes(source, folder, found.class_names, other.class_names)[other.labels]
+    return other.paths, labels
+
+
+def same_classes(
+    folder: Path, other_folder: Path, names: list[str], others: list[str]
+) -> np.ndarray:
     """The number in `names` of each class in `others`. macOS spells accents with two characters,
     other systems with one; both are the same name."""
     composed = [unicodedata.normalize("NFC", name) for name in names]
     others = [unicodedata.normalize("NFC", name) for name in others]
     if sorted(composed) != sorted(others):
         raise ValueError(
-            f"{args.validation} must hold the same class folders as {args.folder}: "
+            f"{other_folder} must hold the same class folders as {folder}: "
             f"{', '.join(composed)}. Received: {', '.join(others)}"
         )
     return np.array([composed.index(name) for name in others])
 
 
-def check_counts(args: argparse.Namespace, folder: train.Folder) -> None:
+def check_counts(source: Path, folder: train.Folder) -> None:
     """Raise ValueError, with their names, if classes have a single image: it cannot be split."""
     counts = np.bincount(folder.labels, minlength=len(folder.class_names))
     single = [name for name, count in zip(folder.class_names, counts, strict=True) if count < 2]
     if single:
         raise ValueError(
-            f"Only one image of {', '.join(map(repr, single))} in {str(args.folder)!r}: one for "
+            f"Only one image of {', '.join(map(repr, single))} in {str(source)!r}: one for "
             "training and one for validation are needed. Add images, or give --validation FOLDER."
         )
 

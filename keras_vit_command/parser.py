@@ -18,7 +18,22 @@ MODULES = {  # imported on demand: Keras takes seconds
     "explain": "commands",
     "demo": "commands",
     "finetune": "finetuning",
+    "pretrain": "pretraining",
+    "evaluate": "evaluating",
+    "probe": "evaluating",
 }
+# What keras_vit.train has, whose import takes seconds.
+PRETRAINING = ("mae", "simmim", "masked_patches")
+RECIPES = (
+    "finetune",
+    "finetune_long",
+    "deit",
+    "deit3",
+    "augreg_light1",
+    "augreg_medium1",
+    "mae_finetune",
+    "vit_transfer",
+)
 METHODS = (  # those of keras_vit.explain, whose import takes seconds
     "rollout",
     "relevance",
@@ -32,6 +47,7 @@ EXAMPLES = """examples:
   keras-vit list 'deit*' --sort top1
   keras-vit predict deit_tiny_patch16_224.fb_in1k cat.jpg
   keras-vit finetune flowers/ --preset deit_tiny_patch16_224.fb_in1k --output my_flowers
+  keras-vit evaluate my_flowers flowers/
   keras-vit export my_flowers flowers.tflite --quantize int8_dynamic --check flowers/
   keras-vit benchmark flowers.tflite
 
@@ -60,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
     _models(command)
     _files(command)
     _finetune(command)
+    _pretrain(command)
+    _evaluate(command)
     text = "load, classify, fine-tune, export and explain a model, in two minutes"
     add = command("demo", text).add_argument
     add("--preset", metavar="NAME", help="a checkpoint other than the small one in the package")
@@ -88,10 +106,12 @@ def _tables(command: Command) -> None:
 
 def _models(command: Command) -> None:
     add = command("predict", "classify images").add_argument
-    add("name", metavar="NAME")
+    add("name", metavar="NAME", help="a model, or a file that `export` wrote")
     add("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
     add("--top", type=positive, default=5, metavar="N", help="how many classes (5)")
     add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    add("--csv", action="store_true", help="print CSV instead of a table")
     text = "draw over images what a model attends to, or what speaks for its classes"
     add = command("explain", text).add_argument
     add("name", metavar="NAME")
@@ -165,9 +185,9 @@ def _finetune(command: Command) -> None:
     )
     add(
         "--validation",
-        default="0.2",
         metavar="PART|FOLDER",
-        help="fraction of the images for validation, or another folder of class folders (0.2)",
+        help="fraction of the images for validation, or another folder of class folders; default: "
+        "FOLDER/val if there are FOLDER/train and that, else 0.2",
     )
     add("--batch-size", type=positive, default=32, metavar="N", help="images per step (32)")
     add("--learning-rate", type=float, metavar="X", help="the peak (0.06 / width)")
@@ -175,12 +195,70 @@ def _finetune(command: Command) -> None:
     add("--dtype", metavar="POLICY", help="float32, mixed_bfloat16 ...")
     add("--drop-path", type=float, metavar="X", help="rate of stochastic depth in the last block")
     add("--no-flip", action="store_true", help="no mirrored images (digits, letters)")
+    add("--recipe", choices=RECIPES, default="finetune", help="augmentation and rates (finetune)")
+    add("--layer-decay", type=float, metavar="X", help="of the rate from block to block: 0.75")
+    add("--ema", type=float, metavar="X", help="average the weights with this momentum: 0.999")
+    add("--class-weights", choices=("auto",), help="rare classes count more in the loss")
+    add("--balanced", action="store_true", help="draw each class equally often")
+    text = "what is not trained: a number of blocks, `backbone`, or `norms` for all but norms"
+    add("--freeze", type=frozen, metavar="N|backbone|norms", help=text)
+    add("--lora", type=positive, metavar="RANK", help="train low-rank matrices and the head")
+    add("--mixed-precision", action="store_true", help="the same as --dtype mixed_bfloat16")
+    add("--patience", type=positive, metavar="N", help="stop after N epochs without a better one")
+    add("--tensorboard", metavar="DIR", help="write logs for TensorBoard")
     add("--seed", type=int, default=0, metavar="N")
     add("--export", metavar="FILE", help="also write a .tflite or .onnx file")
     _quantize(add)
     add("--keep", choices=("best", "last"), default="best", help="the epoch to keep (best)")
     add("--overwrite", action="store_true", help="replace the model in DIR")
     add("--resume", action="store_true", help="continue an interrupted training in DIR")
+
+
+def _pretrain(command: Command) -> None:
+    add = command("pretrain", "train a backbone on images without labels").add_argument
+    add("folder", metavar="FOLDER", help="of images, at any depth")
+    add("--preset", metavar="NAME", required=True, help="the architecture, as a checkpoint's name")
+    add("--pretrained", action="store_true", help="begin with that checkpoint's weights")
+    add("--output", metavar="DIR", required=True, help="folder for the trained model")
+    add(
+        "--method",
+        choices=PRETRAINING,
+        default="mae",
+        help="what is predicted of what is hidden (mae)",
+    )
+    add("--epochs", type=positive, default=100, metavar="N", help="(100)")
+    add("--batch-size", type=positive, default=64, metavar="N", help="images per step (64)")
+    add("--learning-rate", type=float, metavar="X", help="the peak; default: the paper's")
+    add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
+    add("--drop-path", type=float, metavar="X", help="rate of stochastic depth in the last block")
+    add("--no-flip", action="store_true", help="no mirrored images (digits, letters)")
+    add("--seed", type=int, default=0, metavar="N")
+    add("--resume", action="store_true", help="continue an interrupted training")
+
+
+def _evaluate(command: Command) -> None:
+    text = "accuracy, calibration and confusions on folders named after the classes"
+    add = command("evaluate", text).add_argument
+    add("name", metavar="NAME", help="a model, or a file that `export` wrote")
+    add("folder", metavar="FOLDER")
+    add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
+    add("--confusion", metavar="PNG", help="draw the confusion matrix")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    add = command("probe", "compare checkpoints by classifiers on their features").add_argument
+    add("folder", metavar="FOLDER", help="that holds one folder of images per class")
+    add("presets", metavar="NAME", nargs="+", help="the checkpoints")
+    add("--validation", type=float, default=0.2, metavar="PART", help="of the images (0.2)")
+    add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
+    add("--plot", metavar="PNG", help="draw accuracy against time per image")
+    add("--seed", type=int, default=0, metavar="N")
+    add("--json", action="store_true", help="print JSON instead of a table")
+
+
+def frozen(text: str) -> dict[str, int | bool]:
+    """`6`, `backbone` or `norms`, as the arguments of `train.freeze`."""
+    if text in ("backbone", "norms"):
+        return {"backbone": True, "except_norms": text == "norms"}
+    return {"up_to": int(text)}
 
 
 def size(text: str) -> int | tuple[int, int]:

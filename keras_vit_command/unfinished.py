@@ -111,6 +111,26 @@ class Keeper(train.Resume):
         return train.load_state(self.best if best else self.path, model, optimizer=False)
 
 
+class Patience(keras.callbacks.Callback):
+    """Ends the training once no epoch has been better for some time. It reads the keeper's history,
+    which a continued training has, too.
+
+    Args:
+        keeper: it stands before this callback.
+        epochs: how many.
+    """
+
+    def __init__(self, keeper: Keeper, epochs: int):
+        super().__init__()
+        self.keeper, self.epochs = keeper, epochs
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        history = self.keeper.history
+        scores = list(zip(history["val_accuracy"], (-x for x in history["val_loss"]), strict=True))
+        if len(scores) - 1 - scores.index(max(scores)) >= self.epochs:
+            self.model.stop_training = True
+
+
 def score(history: dict[str, list[float]]) -> tuple[float, float]:
     """What makes the last epoch of a history better than another."""
     return history["val_accuracy"][-1], -history["val_loss"][-1]

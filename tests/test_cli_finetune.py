@@ -551,9 +551,7 @@ def test_names_are_compared_as_they_are_read(pictures, tmp_path, capsys):
             target.symlink_to(pictures / source)
     some, others = (sorted(os.listdir(tmp_path / folder)) for folder in ("some", "others"))
     assert [unicodedata.normalize("NFC", name) for name in others] != some
-    order = finetuning.same_classes(
-        finetuning.argparse.Namespace(folder="some", validation="others"), some, others
-    )
+    order = finetuning.same_classes("some", "others", some, others)
     assert [unicodedata.normalize("NFC", name) for name in others] == [some[i] for i in order]
     words = tune(tmp_path / "some", tmp_path / "m", "--validation", tmp_path / "others")
     assert main([*words, "--epochs", "1"]) == 0

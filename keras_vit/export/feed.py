@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_vit.export import common, files
-from keras_vit.images import to_array
+from keras_vit.images import ImageConverter, to_array
 
 
 class Sample:
@@ -20,10 +20,17 @@ class Sample:
         inputs: normalised, as the bare model takes them.
     """
 
-    def __init__(self, model: keras.Model, images: Any) -> None:
-        converter = common.converter(model)
+    def __init__(
+        self, model: keras.Model | None, images: Any, converter: ImageConverter | None = None
+    ) -> None:
+        """With a converter in place of the model: what the file itself says."""
+        if model is not None:
+            converter = common.converter(model)
         self.images = images
-        self.channels = model.inputs[0].shape[-1]
+        if model is not None:
+            self.channels = model.inputs[0].shape[-1]
+        elif converter is not None:
+            self.channels = len(converter.mean)
         self.pixels = None if converter is None else converter.pixels(images)
         self.inputs = np.asarray(images) if converter is None else converter.normalize(self.pixels)
 

@@ -62,6 +62,7 @@ class ImageTrainer:
             FloatingPointError: the loss has become NaN or infinite; your callbacks do not see that
                 epoch's end.
         """
+        _check_strategy(self)
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = _split(x, y, sample_weight, validation_split)
         self._check_labels(y)
@@ -147,6 +148,20 @@ class ImageTrainer:
         logits = self.predict([images] if one else images, batch_size=batch_size, verbose=0)
         results = top_labels(apply(logits, self.activation), self.class_names, top)
         return results[0] if one else results
+
+
+def _check_strategy(model):
+    """Raise RuntimeError before Keras fails with "unsupported type PerReplica"."""
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    if isinstance(model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        raise RuntimeError(
+            "Keras 3 does not train with MultiWorkerMirroredStrategy "
+            "(https://github.com/keras-team/keras/issues/20585). Use keras.distribution with "
+            "KERAS_BACKEND=jax for several machines, or MirroredStrategy for one."
+        )
 
 
 def _split(x: Any, y: Any, sample_weight: Any, fraction: float) -> tuple[tuple, tuple]:

@@ -12,6 +12,11 @@ from keras_vit.pixels import files_below, open_image, visible
 from keras_vit.types import Path
 
 PARTS = ("train", "training", "test", "val", "valid", "validation")
+SIDES = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test",),
+}
 
 
 class Folder(NamedTuple):
@@ -67,6 +72,25 @@ def read_folder(
         raise ValueError(without_pictures(folder, empty, broken))
     paths = [path for path, why in zip(paths, faults, strict=True) if not why]
     return Folder(paths, labels[good], names, broken)
+
+
+def read_parts(folder: Path) -> dict[str, pathlib.Path]:
+    """The parts of a data set that is split already: {"train": folder, "validation": folder,
+    "test": folder}, those that exist; {} if there is none for training.
+
+    A part is a folder named train, training, val, valid, validation or test that holds folders
+    only, those of the classes.
+    """
+    folder, found = pathlib.Path(folder), {}
+    if not folder.is_dir():
+        return {}
+    for path in visible(folder):
+        for side, names in SIDES.items():
+            if path.name.lower() in names and path.is_dir():
+                inside = list(visible(path))
+                if inside and all(p.is_dir() for p in inside):
+                    found[side] = path
+    return found if "train" in found else {}
 
 
 def fault(path: Path) -> str | None:

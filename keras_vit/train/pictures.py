@@ -64,13 +64,14 @@ class Pictures:
 
 
 class Batches(ArrayBatches):
-    """Batches of pictures and labels, as the model takes them.
+    """Batches of pictures and labels, as the model takes them; for training, `TrainingBatches` has
+    more.
 
     What is random in a batch follows from the seed, the epoch and the batch's index.
 
     Args:
         pictures: `Pictures` of the model's size, or larger ones to crop from.
-        labels: int array `(B,)`.
+        labels: int array `(B,)`, or `(B, classes)`.
         batch_size: pictures per batch.
         converter: the model's `ImageConverter`: size and normalisation.
         augment: whether to shuffle, and to crop at random.

@@ -1,0 +1,57 @@
+"""Classification by an exported file, with the preprocessing that it describes."""
+
+from typing import Any
+
+import numpy as np
+
+from keras_vit.export import feed, files
+from keras_vit.images import ImageConverter
+from keras_vit.labels import top_labels
+from keras_vit.types import ImageSet, Path
+
+
+class FileClassifier:
+    """A file of `to_tflite`, `to_onnx` or `to_saved_model` that classifies images of any size.
+
+    Args:
+        path: the file or directory.
+        threads: of the interpreter; None: one per processor.
+
+    Raises:
+        ValueError: the file does not say its preprocessing, or gives features.
+        FileNotFoundError: there is no such file.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None):
+        self.file = files.open_file(path, threads)
+        self.classifier = feed.Classifier(self.file)
+        about = self.file.preset or {}
+        if self.classifier.output == "features" or not about.get("mean"):
+            raise ValueError(
+                f"{str(path)!r} does not classify images: it has no preprocessing or no classes. "
+                "Files that keras-vit export writes have both."
+            )
+        names = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
+        given: dict[str, Any] = {name: about[name] for name in names if about.get(name) is not None}
+        self.converter = ImageConverter(tuple(about["image_size"]), **given)
+        self.activation = about.get("activation")
+        self.class_names = self.file.labels
+
+    def predict(self, images: ImageSet) -> np.ndarray:
+        """Probabilities `(B, K)`: of a file without preprocessing inside, by its activation."""
+        found = []
+        for start in range(0, len(images), 32):
+            sample = feed.Sample(None, list(images[start : start + 32]), self.converter)
+            for batch, count in self.classifier.feed(sample):
+                found.append(self.classifier.run(batch)[:count])
+        outputs = np.concatenate(found).astype("float32")
+        if self.classifier.output == "logits":
+            if self.activation == "sigmoid":
+                return 1 / (1 + np.exp(-outputs))
+            outputs = np.exp(outputs - outputs.max(-1, keepdims=True))
+            return outputs / outputs.sum(-1, keepdims=True)
+        return outputs
+
+    def classify(self, images: ImageSet, top: int = 5) -> list[list[tuple[str, float]]]:
+        """As the model's own `classify`, for several images."""
+        return top_labels(self.predict(images), self.class_names, top)
