@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 from keras_hub.src.tests import test_case
 
+import keras_vit
 from keras_vit import layers
 from keras_vit.layers import windows
 from keras_vit.resize import resize_positions
@@ -34,6 +35,7 @@ CASES = [
     (layers.AttentionPool, {"num_heads": 2, "mlp_ratio": 2}, TOKENS, (2, 8), 13),
     (layers.LayerScale, {"init_values": 0.1}, TOKENS, (2, 5, 8), 1),
     (layers.DropPath, {"rate": 0.3, "seed": 1}, TOKENS, (2, 5, 8), 0),
+    (layers.PatchDropout, {"rate": 0.5, "num_prefix_tokens": 1}, TOKENS, (2, 5, 8), 0),
     (layers.Mlp, {"ratio": 2.5, "activation": "quick_gelu"}, TOKENS, (2, 5, 8), 4),
     (layers.Mlp, {"gate": "packed", "activation": "silu", **BEIT3}, TOKENS, (2, 5, 8), 6),
     (layers.Mlp, {"gate": "split", "use_bias": False}, TOKENS, (2, 5, 8), 3),
@@ -72,7 +74,7 @@ def test_kerashubs_layer_test(cls, options, x, shape, count):
         x,
         expected_output_shape=shape,
         expected_num_trainable_weights=count,
-        expected_num_non_trainable_variables=1 if cls is layers.DropPath else 0,
+        expected_num_non_trainable_variables=int(not count and "rate" in options),
         run_training_check=False,
     )
 
@@ -303,6 +305,34 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     np.testing.assert_array_equal(array(layer(x)), x)
 
 
+def test_patch_dropout_keeps_prefix_tokens_and_random_patches_of_each_sample():
+    x = np.arange(3 * 11, dtype="float32").reshape(3, 11, 1) * np.ones(2, "float32")
+    layer = layers.PatchDropout(0.65, num_prefix_tokens=1, seed=0)
+    found = array(layer(x, training=True))
+    assert found.shape == (3, 4, 2)  # int(10 * 0.35) = 3, as in timm
+    np.testing.assert_array_equal(found[:, 0], x[:, 0])
+    rows = found[:, 1:, 0] - x[:, :1, 0]
+    assert all(len(set(row)) == 3 and set(row) <= set(range(1, 11)) for row in rows)
+    assert len({tuple(row) for row in rows}) == 3  # each sample has its own
+    assert array(layers.PatchDropout(0.99)(x, training=True)).shape == (3, 1, 2)
+    np.testing.assert_array_equal(array(layer(x)), x)
+
+
+def test_a_model_trains_on_the_patches_that_are_left():
+    shape = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    options = {**shape, "reg_tokens": 1, "no_embed_class": True}
+    model = keras_vit.ViT(keras_vit.ViTBackbone(**options, patch_drop_rate=0.75), 2)
+    plain = keras_vit.ViT(keras_vit.ViTBackbone(**options), 2)
+    plain.set_weights([w for w in model.get_weights() if w.dtype != "uint32"])
+    x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype("float32")
+    np.testing.assert_array_equal(array(model(x)), array(plain(x)))
+    assert (array(model(x, training=True)) != array(plain(x, training=True))).any()
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.fit(x, np.ones((4, 2)), epochs=1, verbose=0)
+    again = model.__class__.from_config(model.get_config())
+    assert again.backbone.options["patch_drop_rate"] == 0.75
+
+
 def test_dropout_is_for_training_only():
     plain = randomized(layers.TransformerBlock(2), TOKENS)
     random = randomized(layers.TransformerBlock(2, **DROPS), TOKENS)
@@ -397,6 +427,7 @@ def test_positions_are_resampled_for_other_sizes(no_embed_class):
         (lambda: layers.Mlp(activation="tanh")(TOKENS), "quick_gelu.*'tanh'"),
         (lambda: layers.Mlp(gate="both"), "packed.*'both'"),
         (lambda: layers.DropPath(1.0), r"\[0, 1\).*1\.0"),
+        (lambda: layers.PatchDropout(1.0), r"\[0, 1\).*1\.0"),
     ],
 )
 def test_errors_say_what_was_wanted_and_what_came(build, message):

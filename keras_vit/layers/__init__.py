@@ -1,8 +1,9 @@
 """Building blocks of the models: Keras layers for every backend, channels last."""
 
 from keras_vit.layers.attention import Attention, AttentionPool
-from keras_vit.layers.block import DropPath, LayerScale, TransformerBlock
+from keras_vit.layers.block import LayerScale, TransformerBlock
 from keras_vit.layers.conv import DepthwiseConv
+from keras_vit.layers.drop import DropPath, PatchDropout
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.patches import PatchEncoder, Patches
 
@@ -13,6 +14,7 @@ __all__ = [
     "DropPath",
     "LayerScale",
     "Mlp",
+    "PatchDropout",
     "PatchEncoder",
     "Patches",
     "TransformerBlock",

@@ -1,26 +1,17 @@
-"""The transformer block, LayerScale and stochastic depth."""
+"""The transformer block and LayerScale."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_vit.layers.attention import Attention
 from keras_vit.layers.base import Layer, Norm, Scale, register
+from keras_vit.layers.drop import DropPath
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.watch import watched
 from keras_vit.types import Shape, Tensor
-
-
-def drop_path_rates(last: float, depth: int) -> list[float]:
-    """Stochastic depth rates that grow linearly from 0 to `last` over `depth` blocks.
-
-    As in timm: the linear decay rule of https://arxiv.org/abs/1603.09382, section 3, except that
-    the first block has rate 0.
-    """
-    return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
 @register
@@ -54,41 +45,6 @@ class LayerScale(Layer):
 
     def call(self, x: Tensor) -> Tensor:
         return x * self.layer_scale
-
-
-@register
-class DropPath(Layer):
-    """Stochastic depth (https://arxiv.org/abs/1603.09382): `(B, ...) -> (B, ...)`.
-
-    In training, sets each sample to zero with probability `rate` and divides the others by
-    `1 - rate`. In inference, returns the input.
-
-    Args:
-        rate: probability of dropping a sample, 0 <= rate < 1.
-        seed: seed of the random numbers, or None.
-
-    Raises:
-        ValueError: if `rate` is out of range.
-    """
-
-    def __init__(self, rate: float = 0.0, seed: int | None = None, **kwargs: Any):
-        super().__init__(**kwargs)
-        if not 0 <= rate < 1:
-            raise ValueError(f"rate must be in the range [0, 1). Received: rate={rate}")
-        self.rate = rate
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed) if rate else None
-        self.built = True
-
-    def compute_output_spec(self, x: Tensor, training: bool | None = None) -> keras.KerasTensor:
-        return keras.KerasTensor(x.shape, self.compute_dtype)
-
-    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        if not training or not self.rate:
-            return x
-        shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
-        keep = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator) >= self.rate
-        return x * ops.cast(ops.cast(keep, "float32") / (1.0 - self.rate), x.dtype)
 
 
 class Block(Layer):

@@ -7,7 +7,8 @@ import keras
 from keras import ops
 
 from keras_vit.layers.base import Layer, Norm, Scale, one_of, register
-from keras_vit.layers.block import Block, DropPath, LayerScale
+from keras_vit.layers.block import Block, LayerScale
+from keras_vit.layers.drop import DropPath
 from keras_vit.layers.mlp import Mlp, activation
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.padded import PaddedConv, affine, is_fixed, normed

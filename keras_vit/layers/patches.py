@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_vit.layers.base import Layer, initial, register
+from keras_vit.layers.drop import PatchDropout
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.resample import BACKEND, resize_matrix
 from keras_vit.types import Shape, Size, Tensor
@@ -111,6 +112,7 @@ class PatchEncoder(Layer):
             resampled inside the model: bicubic and antialiased, like timm's `dynamic_img_size`,
             also for FlexiViT and C-RADIO.
         drop_rate: dropout rate of the tokens.
+        patch_drop_rate: the part of the patches that training leaves out, as in `PatchDropout`.
         has_positions: whether there is a position embedding.
 
     Raises:
@@ -131,6 +133,7 @@ class PatchEncoder(Layer):
         norm_eps: float = 1e-6,
         grid_size: Size | None = None,
         drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
         has_positions: bool = True,
         **kwargs: Any,
     ):
@@ -146,6 +149,7 @@ class PatchEncoder(Layer):
         self.norm_eps = norm_eps
         self.grid_size = None if grid_size is None else pair(grid_size)
         self.drop_rate = drop_rate
+        self.patch_drop_rate = patch_drop_rate
         self.has_positions = has_positions
 
     @property
@@ -194,6 +198,8 @@ class PatchEncoder(Layer):
             rows = grid[0] * grid[1] + (0 if self.no_embed_class else self.num_prefix_tokens)
             self.pos_embed = self.token("pos_embed", rows)
         self.drop = self.child(keras.layers.Dropout, rate=self.drop_rate, name="drop")
+        fewer = {"rate": self.patch_drop_rate, "num_prefix_tokens": self.num_prefix_tokens}
+        self.patch_drop = self.child(PatchDropout, **fewer, name="patch_drop")
 
     def token(self, name: str, count: int) -> Tensor | None:
         """Make `count` learned tokens, `(1, count, D)`; None for 0."""
@@ -272,4 +278,5 @@ class PatchEncoder(Layer):
         return ops.concatenate([self.pos_embed[:, :count], table], axis=1) if count else table
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        return self.drop(self.assemble(self.tokens(x), self.grid(x)), training=training)
+        x = self.drop(self.assemble(self.tokens(x), self.grid(x)), training=training)
+        return self.patch_drop(x, training=training)

@@ -25,3 +25,8 @@ def as_map(x: Tensor, like: Tensor) -> Tensor:
     if len(like.shape) == 3:
         return x
     return ops.reshape(x, (-1, *map_size(like), x.shape[-1]))
+
+
+def take(x: Tensor, indices: Tensor) -> Tensor:
+    """Tokens by their indices: `(B, N, D), (B, n) -> (B, n, D)`."""
+    return ops.take_along_axis(x, indices[..., None], axis=1)

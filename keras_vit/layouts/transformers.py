@@ -25,7 +25,8 @@ from keras_vit.weights import Tensor
 # What every config can express, besides the table's own options, and what matters in training only.
 COMMON = (
     "image_size", "patch_size", "in_channels", "mlp_ratio", "activation", "norm_eps", "drop_rate",
-    "attn_drop_rate", "drop_path", "drop_path_rate", "pos_drop_rate", "resample", "grid_size",
+    "attn_drop_rate", "drop_path", "drop_path_rate", "pos_drop_rate", "patch_drop_rate", "resample",
+    "grid_size",
 )  # fmt: skip
 
 PROBLEMS = {  # `problem_type` of a config: the classifier's activation

@@ -211,6 +211,7 @@ class DeiTBackbone(_deit.DeiTBackbone):
         final_norm: whether to add a norm after the blocks.
         grid_size: (rows, columns) of the position embedding; None for the grid of the image.
         pos_drop_rate: dropout rate of the tokens after the position embedding.
+        patch_drop_rate: the part of the patches that training leaves out, as in `PatchDropout`.
         drop_path_rate: stochastic depth rate of the last block; the rate grows linearly from 0.
         resample: how `from_preset` adapts the position embedding and the patch kernel to another
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
@@ -242,6 +243,7 @@ class DeiTBackbone(_deit.DeiTBackbone):
         final_norm: bool = True,
         grid_size: int | tuple[int, int] | None = None,
         pos_drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         num_heads: int,
         mlp_ratio: float = 4.0,
@@ -418,6 +420,7 @@ class HybridViTBackbone(_hybrid.HybridViTBackbone):
         final_norm: bool = True,
         grid_size: int | tuple[int, int] | None = None,
         pos_drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         num_heads: int,
         mlp_ratio: float = 4.0,
@@ -838,6 +841,7 @@ class ViTBackbone(_vit.ViTBackbone):
         final_norm: whether to add a norm after the blocks.
         grid_size: (rows, columns) of the position embedding; None for the grid of the image.
         pos_drop_rate: dropout rate of the tokens after the position embedding.
+        patch_drop_rate: the part of the patches that training leaves out, as in `PatchDropout`.
         drop_path_rate: stochastic depth rate of the last block; the rate grows linearly from 0.
         resample: how `from_preset` adapts the position embedding and the patch kernel to another
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
@@ -869,6 +873,7 @@ class ViTBackbone(_vit.ViTBackbone):
         final_norm: bool = True,
         grid_size: int | tuple[int, int] | None = None,
         pos_drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         num_heads: int,
         mlp_ratio: float = 4.0,

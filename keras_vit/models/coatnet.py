@@ -14,7 +14,8 @@ from keras import ops
 
 from keras_vit import checks
 from keras_vit.layers.base import Layer, Norm, Scale, arguments, register
-from keras_vit.layers.block import Block, DropPath, TransformerBlock, drop_path_rates
+from keras_vit.layers.block import Block, TransformerBlock
+from keras_vit.layers.drop import DropPath, drop_path_rates
 from keras_vit.layers.mbconv import ConvStem, Downsample, MBConv, StridedConvNeXt, halved
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.norm import normalization

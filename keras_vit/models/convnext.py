@@ -12,8 +12,9 @@ from keras import ops
 
 from keras_vit import checks
 from keras_vit.layers.base import Layer, Norm, Scale, register
-from keras_vit.layers.block import Block, DropPath, LayerScale, drop_path_rates
+from keras_vit.layers.block import Block, LayerScale
 from keras_vit.layers.conv import Conv, DepthwiseConv
+from keras_vit.layers.drop import DropPath, drop_path_rates
 from keras_vit.layers.mlp import Mlp, as_matrix
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import pair

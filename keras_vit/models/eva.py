@@ -15,7 +15,8 @@ import keras
 
 from keras_vit import checks
 from keras_vit.layers.base import Layer, Norm, Scale, Stream, arguments, register
-from keras_vit.layers.block import TransformerBlock, drop_path_rates
+from keras_vit.layers.block import TransformerBlock
+from keras_vit.layers.drop import drop_path_rates
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import PatchEncoder, pair

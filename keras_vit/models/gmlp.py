@@ -8,7 +8,8 @@ import keras
 from keras import ops
 
 from keras_vit.layers.base import Layer, Norm, Scale, initial, register
-from keras_vit.layers.block import Block, DropPath
+from keras_vit.layers.block import Block
+from keras_vit.layers.drop import DropPath
 from keras_vit.layers.lora import Dense
 from keras_vit.layers.mlp import activation
 from keras_vit.layers.norm import normalization

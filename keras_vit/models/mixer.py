@@ -11,7 +11,8 @@ from keras import ops
 
 from keras_vit import checks
 from keras_vit.layers.base import Layer, Norm, Scale, initial, register
-from keras_vit.layers.block import Block, DropPath
+from keras_vit.layers.block import Block
+from keras_vit.layers.drop import DropPath
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import check_divides, pair

@@ -13,8 +13,9 @@ import keras
 from keras import ops
 
 from keras_vit.layers.base import Layer, Norm, Scale, Stream, initial, register
-from keras_vit.layers.block import Block, DropPath, drop_path_rates
+from keras_vit.layers.block import Block
 from keras_vit.layers.conv import Conv, DepthwiseConv
+from keras_vit.layers.drop import DropPath, drop_path_rates
 from keras_vit.layers.lora import Dense
 from keras_vit.layers.mlp import activation, as_matrix
 from keras_vit.layers.norm import normalization

@@ -12,8 +12,8 @@ import keras
 from keras import ops
 
 from keras_vit.layers.base import Layer, initial, register
-from keras_vit.layers.block import drop_path_rates
 from keras_vit.layers.conv import Conv
+from keras_vit.layers.drop import drop_path_rates
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import check_divides, pair

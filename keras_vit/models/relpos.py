@@ -14,7 +14,8 @@ import numpy as np
 from keras_vit import checks
 from keras_vit.layers.base import Layer, Stream, arguments, register
 from keras_vit.layers.biased import BiasedAttention, SharedBias
-from keras_vit.layers.block import TransformerBlock, drop_path_rates
+from keras_vit.layers.block import TransformerBlock
+from keras_vit.layers.drop import drop_path_rates
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import PatchEncoder, pair
 from keras_vit.layers.resample import RESAMPLE

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import keras
 
 from keras_vit.layers.base import Layer, Norm, Scale, register
-from keras_vit.layers.block import Block, DropPath, LayerScale
+from keras_vit.layers.block import Block, LayerScale
+from keras_vit.layers.drop import DropPath
 from keras_vit.layers.lora import Dense
 from keras_vit.layers.mlp import Mlp
 from keras_vit.models.mixer import MLPMixer, MLPMixerBackbone, over_tokens

@@ -13,7 +13,8 @@ import keras
 
 from keras_vit import checks
 from keras_vit.layers.base import Norm, Scale, register
-from keras_vit.layers.block import Block, DropPath, drop_path_rates
+from keras_vit.layers.block import Block
+from keras_vit.layers.drop import DropPath, drop_path_rates
 from keras_vit.layers.merging import PatchEmbed, PatchMerging
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.norm import normalization

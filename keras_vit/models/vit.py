@@ -11,7 +11,8 @@ import keras
 
 from keras_vit import checks
 from keras_vit.layers.base import Stream, register
-from keras_vit.layers.block import TransformerBlock, drop_path_rates
+from keras_vit.layers.block import TransformerBlock
+from keras_vit.layers.drop import drop_path_rates
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import PatchEncoder, check_divides, pair
 from keras_vit.layers.resample import RESAMPLE
@@ -45,6 +46,7 @@ class ViTBackbone(Backbone):
         final_norm: whether to add a norm after the blocks.
         grid_size: (rows, columns) of the position embedding; None for the grid of the image.
         pos_drop_rate: dropout rate of the tokens after the position embedding.
+        patch_drop_rate: the part of the patches that training leaves out, as in `PatchDropout`.
         drop_path_rate: stochastic depth rate of the last block; the rate grows linearly from 0.
         resample: how `from_preset` adapts the position embedding and the patch kernel to another
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
@@ -88,6 +90,7 @@ class ViTBackbone(Backbone):
         final_norm: bool = True,
         grid_size: Size | None = None,
         pos_drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         dtype: Any = None,
         **block: Any,
@@ -108,6 +111,7 @@ class ViTBackbone(Backbone):
             norm_eps=block["norm_eps"],
             grid_size=grid_size,
             drop_rate=pos_drop_rate,
+            patch_drop_rate=patch_drop_rate,
             dtype=dtype,
             name="patch_embed",
         )(x)

@@ -12,6 +12,7 @@ from keras import ops
 from keras_vit.layers import PatchEncoder, Patches, TransformerBlock
 from keras_vit.layers.base import initial
 from keras_vit.layers.norm import normalization
+from keras_vit.layers.tokens import take
 from keras_vit.models.base import Backbone
 from keras_vit.models.trainer import ImageTrainer
 from keras_vit.train.batches import TrainingBatches
@@ -357,11 +358,6 @@ def _shown(model, patches, prediction, mask):
     grey = np.zeros_like(whole)  # the mean of the normalisation
     views = (whole, whole * (1 - mask) + grey * mask, whole * (1 - mask) + made * mask)
     return tuple(model.picture(view) for view in views)
-
-
-def take(x: Tensor, indices: Tensor) -> Tensor:
-    """Tokens by their indices: `(B, N, D), (B, n) -> (B, n, D)`."""
-    return ops.take_along_axis(x, indices[..., None], axis=1)
 
 
 def sincos(grid: tuple[int, int], width: int) -> np.ndarray:

@@ -10,8 +10,9 @@ from keras import ops
 
 from keras_vit.layers.attention import Attention
 from keras_vit.layers.base import Layer, Norm, Scale, initial, register
-from keras_vit.layers.block import Block, DropPath, TransformerBlock, drop_path_rates
+from keras_vit.layers.block import Block, TransformerBlock
 from keras_vit.layers.conv import DepthwiseConv
+from keras_vit.layers.drop import DropPath, drop_path_rates
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import check_divides, pair
