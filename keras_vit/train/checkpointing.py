@@ -1,0 +1,72 @@
+"""Gradient checkpointing: memory for time (https://arxiv.org/abs/1604.06174)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_vit.models.base import Backbone
+
+SAVES = ("jax", "torch")  # by benchmarks/checkpointing.py; TensorFlow keeps what it should not
+
+
+def checkpoint_gradients(model: keras.Model) -> None:
+    """Have a model's blocks computed again in the backward pass, in place of keeping what they
+    compute in the forward pass: less memory, about a third more time, equal gradients.
+
+    It is a matter of the running program, not of the model: saved files do not have it. Call it
+    before `fit`.
+
+    Args:
+        model: a model of this package with blocks, or a backbone.
+
+    Raises:
+        ValueError: the model has no blocks.
+        RuntimeError: the backend does not save memory by it (TensorFlow).
+    """
+    backend = keras.backend.backend()
+    if backend not in SAVES:
+        raise RuntimeError(
+            f"Gradient checkpointing saves no memory on the backend {backend!r}: its function for "
+            "it keeps the values all the same. Set KERAS_BACKEND=jax or torch, or take smaller "
+            "batches and train.optimizer(accumulation=)."
+        )
+    backbone: Any = model if isinstance(model, Backbone) else getattr(model, "backbone", None)
+    blocks = getattr(backbone, "blocks", ())
+    if not blocks:
+        raise ValueError(
+            f"Gradient checkpointing needs a model with blocks. Received: {type(model).__name__}"
+        )
+    for block in blocks:
+        if not hasattr(block.call, "recomputed"):
+            block.call = recomputed(block)
+
+
+def recomputed(block: keras.layers.Layer) -> Callable[..., Any]:
+    """The function `call` of a block, with its inner values computed again for gradients.
+
+    The block's variables are inputs of what is computed twice, and its random states outputs:
+    both times dropout draws the same numbers, and JAX sees no side effect.
+    """
+    call = block.call
+
+    @functools.wraps(call)
+    def wrapped(x: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        if not training:
+            return call(x, *args, training=training, **kwargs)
+        variables = block.variables
+        changing = block.non_trainable_variables
+
+        def pure(x, values):
+            with keras.StatelessScope(state_mapping=[*zip(variables, values, strict=True)]) as scope:
+                y = call(x, *args, training=True, **kwargs)
+            return y, [scope.get_current_value(v) for v in changing]
+
+        y, states = keras.remat(pure)(x, [v.value for v in variables])
+        for variable, state in zip(changing, states, strict=True):
+            variable.assign(state)
+        return y
+
+    wrapped.recomputed = True  # type: ignore[attr-defined]
+    return wrapped
