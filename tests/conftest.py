@@ -26,6 +26,17 @@ def keras_collects_no_garbage(monkeypatch):
     monkeypatch.setattr(gc, "collect", unless_keras_asks)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def garbage_is_collected_once_a_file():
+    """Among all that a session has made, a collection takes seconds. What is alive after a file of
+    tests is left out of later ones."""
+    first, second, _ = gc.get_threshold()
+    gc.set_threshold(first, second, 1_000_000)
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder of real weights and pictures beside the project; without it tests skip."""

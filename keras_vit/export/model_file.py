@@ -1,5 +1,6 @@
 """TFLite files by the schema that ships with TensorFlow: named buffers, duplicates removed."""
 
+import collections
 import pathlib
 from typing import Any
 
@@ -90,11 +91,15 @@ def packed(model: Any, size: int) -> bytes:
 
 
 def shorten_names(model: Any) -> None:
-    """Name each tensor after the first of the operations fused into it; make all names differ."""
+    """Name each tensor after the first of the operations fused into it, without the scope that most
+    have in common: it is the Keras model's name, which counts the models of the process. All names
+    differ."""
     for graph in model.subgraphs:
+        scopes = collections.Counter(t.name.partition(b"/")[0] for t in graph.tensors)
+        common = max(scopes, key=scopes.__getitem__, default=b"") + b"/"
         taken: set[bytes] = set()
         for number, tensor in enumerate(graph.tensors):
-            short = tensor.name.partition(b";")[0]
+            short = tensor.name.partition(b";")[0].removeprefix(common)
             names = (short, tensor.name, b"%s:%d" % (short, number))
             tensor.name = next(name for name in names if name not in taken)
             taken.add(tensor.name)
