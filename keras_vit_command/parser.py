@@ -34,7 +34,7 @@ RECIPES = (
     "mae_finetune",
     "vit_transfer",
 )
-METHODS = (  # those of keras_vit.explain, whose import takes seconds
+EXPLANATIONS = (  # those of keras_vit.explain, whose import takes seconds
     "rollout",
     "relevance",
     "gradient_rollout",
@@ -118,7 +118,7 @@ def _models(command: Command) -> None:
     add("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
     add("--output", metavar="PNG", help="the figure to write: .png, .svg, .pdf")
     add("--html", metavar="FILE", help="an interactive page to write")
-    add("--method", choices=METHODS, help="which map the figure shows (rollout, or relevance)")
+    add("--method", choices=EXPLANATIONS, help="which map the figure shows (rollout, or relevance)")
     add("--classes", type=positive, metavar="N", help="maps of the N best classes side by side")
     add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
 

@@ -18,7 +18,7 @@ from keras_vit.demo import digits
 from keras_vit.explain.methods import METHODS
 from keras_vit_command import commands
 from keras_vit_command import run as main
-from keras_vit_command.parser import METHODS as NAMES
+from keras_vit_command.parser import EXPLANATIONS as NAMES
 
 PRESET = "vit_digits_patch4_32.sklearn"
 needs_tensorflow = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from test_cli_finetune import TINY, eager, tune
 from keras_vit import from_preset, train
 from keras_vit.train import pretraining
 from keras_vit_command import run as main
-from keras_vit_command.parser import METHODS, RECIPES, frozen, parser
+from keras_vit_command.parser import PRETRAINING, RECIPES, frozen, parser
 from keras_vit_command.unfinished import Keeper, Patience
 
 __all__ = ["eager", "pictures"]  # fixtures
@@ -79,7 +79,7 @@ def test_lora_and_norms(pictures, tmp_path):
 def test_recipes_and_methods_are_those_of_the_library():
     supervised = {name for name in train.RECIPES if name not in pretraining.METHODS}
     assert set(RECIPES) == supervised
-    assert set(METHODS) == set(pretraining.METHODS)
+    assert set(PRETRAINING) == set(pretraining.METHODS)
 
 
 def test_patience():
