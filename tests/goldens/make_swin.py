@@ -61,6 +61,8 @@ def large_scales(model, golden):
             if "layers.1.blocks.1" in name or "mask" in golden:
                 value[:1] = 5
             parameter.data.copy_(torch.round(value * 1024) / 1024)
+        if name.endswith("layers.1.blocks.1.attn.proj.weight"):  # what that head adds is small
+            parameter.data[:, : parameter.shape[1] // 2] /= 8
     return model
 
 
