@@ -4,8 +4,8 @@
 
 Memory is by how much a process grows, at its peak, over its size with the model in it; time is the
 median of the steps after the first two. Each backend in a process of its own, with checkpointing
-and without. On TensorFlow, where the package refuses it, this program does it all the same. Prints a
-table in Markdown.
+and without. On TensorFlow, where the package refuses it, this program does it all the same. Prints
+a table in Markdown.
 """
 
 import argparse
@@ -74,7 +74,8 @@ def main():
             line = next(text for text in done.stdout.splitlines() if text.startswith("RESULT"))
             found.append([float(word) for word in line.split()[1:]])
         (memory, seconds), (less, slower) = found
-        print(f"| {backend} | {memory:.0f} | {less:.0f} | {seconds:.2f} | {slower:.2f} |", flush=True)
+        row = f"| {backend} | {memory:.0f} | {less:.0f} | {seconds:.2f} | {slower:.2f} |"
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

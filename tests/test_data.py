@@ -470,7 +470,8 @@ def test_labels_that_are_no_class(labels):
         model.fit(images, good, validation_data=(images, labels), verbose=0)
     with pytest.raises(ValueError, match=message):
         model.evaluate(images, labels, verbose=0)
-    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True, ignore_class=-1), run_eagerly=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(True, ignore_class=-1)
+    model.compile(loss=loss, run_eagerly=True)
     model.fit(images, np.array([0, -1, 1, 2]), verbose=0)
     model.compile(loss="mse", run_eagerly=True)  # whatever these are, they are no classes
     model.fit(images, np.array([0.5, 7, -1, 2.0]), verbose=0)

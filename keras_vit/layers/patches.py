@@ -198,8 +198,12 @@ class PatchEncoder(Layer):
             rows = grid[0] * grid[1] + (0 if self.no_embed_class else self.num_prefix_tokens)
             self.pos_embed = self.token("pos_embed", rows)
         self.drop = self.child(keras.layers.Dropout, rate=self.drop_rate, name="drop")
-        fewer = {"rate": self.patch_drop_rate, "num_prefix_tokens": self.num_prefix_tokens}
-        self.patch_drop = self.child(PatchDropout, **fewer, name="patch_drop")
+        self.patch_drop = self.child(
+            PatchDropout,
+            rate=self.patch_drop_rate,
+            num_prefix_tokens=self.num_prefix_tokens,
+            name="patch_drop",
+        )
 
     def token(self, name: str, count: int) -> Tensor | None:
         """Make `count` learned tokens, `(1, count, D)`; None for 0."""

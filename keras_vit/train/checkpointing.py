@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_vit.models.base import Backbone
 
@@ -46,8 +47,8 @@ def checkpoint_gradients(model: keras.Model) -> None:
 def recomputed(block: keras.layers.Layer) -> Callable[..., Any]:
     """The function `call` of a block, with its inner values computed again for gradients.
 
-    The block's variables are inputs of what is computed twice, and its random states outputs:
-    both times dropout draws the same numbers, and JAX sees no side effect.
+    Its weights are inputs of what is computed twice, and its random states are outputs: both times
+    dropout draws the same numbers, and JAX sees no side effect.
     """
     call = block.call
 
@@ -55,17 +56,18 @@ def recomputed(block: keras.layers.Layer) -> Callable[..., Any]:
     def wrapped(x: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         if not training:
             return call(x, *args, training=training, **kwargs)
-        variables = block.variables
-        changing = block.non_trainable_variables
+        weights, changing = block.trainable_variables, block.non_trainable_variables
+        before = [ops.copy(v.value) for v in changing]  # a copy: torch assigns in place
 
         def pure(x, values):
-            with keras.StatelessScope(state_mapping=[*zip(variables, values, strict=True)]) as scope:
+            state = zip([*weights, *changing], [*values, *before], strict=True)
+            with keras.StatelessScope(state_mapping=[*state]) as scope:
                 y = call(x, *args, training=True, **kwargs)
             return y, [scope.get_current_value(v) for v in changing]
 
-        y, states = keras.remat(pure)(x, [v.value for v in variables])
-        for variable, state in zip(changing, states, strict=True):
-            variable.assign(state)
+        y, after = keras.remat(pure)(x, [v.value for v in weights])
+        for variable, value in zip(changing, after, strict=True):
+            variable.assign(value)
         return y
 
     wrapped.recomputed = True  # type: ignore[attr-defined]
