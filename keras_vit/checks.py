@@ -226,6 +226,7 @@ REQUESTS: dict[str, Callable[[Any, str], Any]] = {
     "patch_size": lambda value, field: count(value, field, 1),
     "drop_rate": rate,
     "drop_path_rate": rate,
+    "patch_drop_rate": rate,
     "num_heads": lambda value, field: count(value, field, 1),
     "mean": channels,
     "std": lambda value, field: channels(value, field, positive),

@@ -29,6 +29,7 @@ class PresetOptions(TypedDict, total=False):
     pooling: str | None
     drop_rate: float | None
     drop_path_rate: float | None
+    patch_drop_rate: float | None
     dtype: Any
     load_weights: bool
     num_heads: int | None

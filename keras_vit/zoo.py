@@ -18,7 +18,7 @@ from keras_vit.types import Path, PresetOptions
 log = logging.getLogger("keras_vit")
 CHECKPOINT = "checkpoint"  # the size of the checkpoint itself
 # The arguments of from_preset, by what they change:
-BACKBONE = ("image_size", "in_channels", "patch_size", "drop_path_rate")
+BACKBONE = ("image_size", "in_channels", "patch_size", "drop_path_rate", "patch_drop_rate")
 HEAD = ("pooling", "drop_rate", "labels")
 IMAGES = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 PLACE = ("revision", "token", "cache_dir", "local_files_only")

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -15,15 +16,17 @@ TESTS = pathlib.Path(__file__).parent
 
 PARALLEL = """
 import json, sys
-import jax
 import keras
 import numpy as np
-from tiny_models import classifier
-from keras_vit import train
-kind = sys.argv[1]
+import tensorflow as tf
+kind, *place = sys.argv[1:]
+if kind == "processes":
+    keras.distribution.initialize(place[0], 2, int(place[1]))
 devices = keras.distribution.list_devices()
 assert len(devices) == 2
-if kind == "data":
+from tiny_models import classifier
+from keras_vit import train
+if kind in ("data", "processes"):
     keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
 if kind == "model":
     mesh = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], devices)
@@ -36,37 +39,56 @@ split = sum(
 )
 model.compile(train.optimizer(model, 0.01, layer_decay=0.5, clip_norm=0.5))
 x = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), "uint8")
-history = model.fit(x, np.arange(16) % 7, batch_size=8, epochs=2, verbose=0).history["loss"]
-total = sum(float(np.abs(w).sum()) for w in model.get_weights())
-print("RESULT", json.dumps({"split": split, "numbers": [*history, total]}))
+data = tf.data.Dataset.from_tensor_slices((x, np.arange(16) % 7)).batch(8)
+history = model.fit(data, epochs=2, verbose=0).history["loss"]
+total = sum(float(np.abs(v.value.addressable_data(0)).sum()) for v in model.weights)
+numbers = [*history] if split else [*history, total]
+print("RESULT", json.dumps({"split": split, "numbers": numbers}))
 """
 
 
-def test_jax_on_two_devices_equals_one():
+def start(kind, *place, devices=2):
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "jax",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
+    }
+    command = [sys.executable, "-c", PARALLEL, kind, *place]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes)
+
+
+def result(process):
+    out, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error[-2000:]
+    line = next(line for line in out.splitlines() if line.startswith("RESULT"))
+    return json.loads(line.removeprefix("RESULT"))
+
+
+@pytest.fixture(scope="module")
+def one_device():
     pytest.importorskip("jax")
-    found = {}
-    for kind in ("one", "data", "model"):
-        environment = {
-            **os.environ,
-            "KERAS_BACKEND": "jax",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-            "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", PARALLEL, kind],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-        found[kind] = json.loads(line.removeprefix("RESULT"))
-    assert found["one"]["split"] == found["data"]["split"] == 0
+    return result(start("one"))
+
+
+@pytest.mark.parametrize("kind", ["data", "model"])
+def test_jax_on_two_devices_equals_one(kind, one_device):
+    found = result(start(kind))
     # qkv, proj, fc1, fc2 and the patches' projection; the biases of three of them; 7 is odd.
-    assert found["model"]["split"] == 8
-    for kind in ("data", "model"):
-        np.testing.assert_allclose(found[kind]["numbers"], found["one"]["numbers"], rtol=1e-4)
+    assert one_device["split"] == 0 and found["split"] == {"data": 0, "model": 8}[kind]
+    wanted = one_device["numbers"][: len(found["numbers"])]
+    np.testing.assert_allclose(found["numbers"], wanted, rtol=1e-4)
+
+
+def test_two_processes_of_jax_equal_one(one_device):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [start("processes", address, str(i), devices=1) for i in range(2)]
+    for found in map(result, processes):
+        np.testing.assert_allclose(found["numbers"], one_device["numbers"], rtol=1e-6)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")

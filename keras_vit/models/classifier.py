@@ -203,7 +203,8 @@ class ImageClassifier(
             patch_size: in pixels; the patch kernel is resized as FlexiViT's and timm's are.
             in_channels: channels of the input; the first kernel is adapted as timm does.
             pooling: `"token"`, `"avg"`, `"token_avg"`, `"map"`.
-            drop_rate, drop_path_rate: dropout before the head, stochastic depth; training only.
+            drop_rate, drop_path_rate, patch_drop_rate: dropout before the head, stochastic depth,
+                the part of the patches that a ViT leaves out; training only.
             dtype: a Keras dtype policy, for instance `"mixed_bfloat16"`.
             load_weights: False: the architecture with random weights, nothing is downloaded but
                 config.json (and not even that for a name of the table).

@@ -2,6 +2,7 @@
 
 from keras_vit.train.augment import Augmentation, erase, mix, one_hot
 from keras_vit.train.batches import SoftCrossEntropy, TrainingBatches
+from keras_vit.train.checkpointing import checkpoint_gradients
 from keras_vit.train.distill import Distiller, TaughtBatches
 from keras_vit.train.distribution import layout_map
 from keras_vit.train.evaluation import (
@@ -40,6 +41,7 @@ __all__ = [
     "TrainingBatches",
     "adamw",
     "calibration_error",
+    "checkpoint_gradients",
     "erase",
     "evaluate",
     "fast",

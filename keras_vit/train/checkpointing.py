@@ -9,12 +9,13 @@ from keras import ops
 
 from keras_vit.models.base import Backbone
 
-SAVES = ("jax", "torch")  # by benchmarks/checkpointing.py; TensorFlow keeps what it should not
+SAVES = ("tensorflow", "torch")  # by benchmarks/checkpointing.py; XLA needs as much on a CPU
 
 
 def checkpoint_gradients(model: keras.Model) -> None:
     """Have a model's blocks computed again in the backward pass, in place of keeping what they
-    compute in the forward pass: less memory, about a third more time, equal gradients.
+    compute in the forward pass: less memory, about a third more time, equal gradients, also with
+    dropout.
 
     It is a matter of the running program, not of the model: saved files do not have it. Call it
     before `fit`.
@@ -24,14 +25,14 @@ def checkpoint_gradients(model: keras.Model) -> None:
 
     Raises:
         ValueError: the model has no blocks.
-        RuntimeError: the backend does not save memory by it (TensorFlow).
+        RuntimeError: on JAX, where it has not been shown to save memory.
     """
     backend = keras.backend.backend()
     if backend not in SAVES:
         raise RuntimeError(
-            f"Gradient checkpointing saves no memory on the backend {backend!r}: its function for "
-            "it keeps the values all the same. Set KERAS_BACKEND=jax or torch, or take smaller "
-            "batches and train.optimizer(accumulation=)."
+            f"Gradient checkpointing has not been shown to save memory on the backend {backend!r}. "
+            f"Set KERAS_BACKEND={' or '.join(SAVES)}, or take smaller batches and "
+            "train.optimizer(accumulation=)."
         )
     backbone: Any = model if isinstance(model, Backbone) else getattr(model, "backbone", None)
     blocks = getattr(backbone, "blocks", ())

@@ -13,6 +13,7 @@ from keras_vit.models.classifier import ImageClassifier
 from keras_vit.train.augment import one_hot
 from keras_vit.train.batches import SoftCrossEntropy, TrainingBatches
 from keras_vit.train.batches import class_weights as weights_of
+from keras_vit.train.checkpointing import checkpoint_gradients
 from keras_vit.train.optimizers import Average, Layerwise, optimizer
 from keras_vit.train.pictures import Batches, Pictures
 from keras_vit.train.recipes import Recipe
@@ -40,6 +41,7 @@ def finetune(
     flip: bool = True,
     class_weights: None | str | Mapping[int, float] = None,
     balanced: bool = False,
+    gradient_checkpointing: bool = False,
     seed: int = 0,
     callbacks: Iterable[keras.callbacks.Callback] = (),
     progress: Progress | None = None,
@@ -64,6 +66,7 @@ def finetune(
         class_weights: of the classes in the loss: None, `"auto"` (inverse to their numbers of
             images) or {class: weight}.
         balanced: whether to draw images of each class equally often.
+        gradient_checkpointing: as `checkpoint_gradients`: less memory, more time.
         seed: int, for the order, the views and dropout.
         callbacks: Keras callbacks.
         progress: as in `read_folder`, for decoding.
@@ -76,10 +79,13 @@ def finetune(
     Raises:
         ValueError: the model has no preprocessor, a label is not one of its classes, or there is no
             such recipe.
+        RuntimeError: `gradient_checkpointing` on JAX.
         FloatingPointError: the loss has become NaN or infinite. No callback sees that epoch's end.
     """
     if getattr(model, "preprocessor", None) is None:
         raise ValueError("The model has no preprocessor, so it cannot take raw images.")
+    if gradient_checkpointing:
+        checkpoint_gradients(getattr(model, "student", model))
     converter = model.preprocessor.image_converter
     labels = checked(model, train[1])
     row = named(recipe, len(labels), epochs)
