@@ -175,8 +175,9 @@ def measure_files(name, rounds):
     model.set_weights(
         [w + noise.normal(0, 0.02, w.shape).astype(w.dtype) for w in model.get_weights()]
     )
-    images = np.stack([model.preprocessor.image_converter.pixels(x) for x in photographs()])
-    expected = model.predict(images, verbose=0)
+    converter = model.preprocessor.image_converter
+    images = np.stack([np.round(converter.pixels(x)) for x in photographs()]).astype("uint8")
+    expected = keras.Model.predict(model, np.stack([*map(converter.normalize, images)]), verbose=0)
     with tempfile.TemporaryDirectory() as folder:
         commands, rows = {}, {}
         for mode in ("float32", "int8_dynamic"):
@@ -185,7 +186,7 @@ def measure_files(name, rounds):
             keras_vit.export.to_tflite(model, path, quantize=quantize)
             report = keras_vit.export.compare(path, model, images[:1])
             run = runtime.interpreter(path, alternation.THREADS).get_signature_runner()
-            found = [run(images=x[None].astype("uint8"))["features"][0] for x in images]
+            found = [run(images=x[None])["features"][0] for x in images]
             error = np.std(found - expected) / np.std(expected - expected.mean(0))
             rows[mode] = f"{path.stat().st_size / 1e6:.1f} MB", report, f"{error:.1e}"
             commands[mode] = (__file__, "--worker", "tflite", name, path)

@@ -12,7 +12,7 @@ import tiny_models
 from tiny_models import classifier, full_disk, softmax
 
 import keras_vit
-from keras_vit import GMLP, DeiT, HybridViT, MLPMixer, ResMLP, from_preset
+from keras_vit import GMLP, PVT, DeiT, HybridViT, MLPMixer, ResMLP, from_preset
 from keras_vit.export import compare, metadata, runtime, to_saved_model, to_tflite
 
 pytestmark = pytest.mark.skipif(
@@ -255,6 +255,15 @@ def test_calibration_of_another_shape(model, tmp_path):
             calibration=np.zeros((2, 16, 16, 3)),
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_depthwise_convolutions_do_not_split_a_partition(tmp_path, monkeypatch):
+    model = classifier(cls=PVT, pooling="avg", mlp_ratios=(2, 2, 2, 4))  # enough weights for int8
+    path = to_tflite(model, tmp_path / "m.tflite", "int8_dynamic")
+    assert runtime.partitions(runtime.interpreter(path, 1)) == 1
+    monkeypatch.setattr("keras_vit.export.quantize.depthwise_in_float", lambda x: x)
+    path = to_tflite(model, tmp_path / "m.tflite", "int8_dynamic")
+    assert runtime.partitions(runtime.interpreter(path, 1)) > 1
 
 
 # Photographs of 125 that may fall to the other side, part of float32's size.

@@ -3,7 +3,9 @@ a module of its own, `int8`."""
 
 from typing import Any
 
-from keras_vit.export import int8
+import numpy as np
+
+from keras_vit.export import graph, int8, model_file
 
 # The relative error (root mean square) of the outputs above which a file is rejected.
 TOLERANCES = {None: 1e-3, "float16": 0.02, "int8_dynamic": 0.25, "int8": 0.25}
@@ -45,3 +47,26 @@ def prepare(converter: Any, quantize: str | None) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
+
+
+def depthwise_in_float(content: bytes) -> bytes:
+    """A dynamic int8 file whose small depthwise convolutions have float32 weights again.
+
+    XNNPACK has no depthwise convolution of int8 weights and float activations: each would split its
+    partition, and be computed by slower code. Their weights are few. Kernels of more than 25 places
+    stay: in float32 those of ConvNeXt make a file 1.6 times slower (benchmarks/families.py).
+    """
+    model = model_file.unpacked(content)
+    tensors, kinds = model.subgraphs[0].tensors, model_file.schema().TensorType
+    for operator in model.subgraphs[0].operators:
+        if graph.name_of(model, operator) != "DEPTHWISE_CONV_2D":
+            continue
+        weights = tensors[operator.inputs[1]]
+        floats = tensors[operator.inputs[0]].type == kinds.FLOAT32
+        small = np.prod(weights.shape[1:3]) <= 25
+        if small and floats and weights.type == kinds.INT8:
+            data = np.asarray(model.buffers[weights.buffer].data, "uint8").view("int8")
+            value = data.reshape(weights.shape) * np.asarray(weights.quantization.scale, "float32")
+            weights.type, weights.quantization = kinds.FLOAT32, None
+            model.buffers[weights.buffer].data = value.astype("float32").ravel().view("uint8")
+    return model_file.packed(model, len(content))

@@ -84,6 +84,8 @@ def to_tflite(
         dtype = input if preprocessing else "float32"
         images = _calibration(model, calibration, preprocessing, dtype, batch_size)
         content = _convert(model, quantize, preprocessing, dtype, batch_size)
+        if quantize == "int8_dynamic":
+            content = quantization.depthwise_in_float(content)
         if images is not None:
             content = _int8(content, images, common.activation(model))
         content = metadata.add_metadata(content, model, preprocessing, quantize)
