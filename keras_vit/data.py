@@ -166,8 +166,23 @@ def _of_generator(generator, preprocess):
     return (preprocess(batch) for batch in generator)
 
 
+def _check_batch_size(images):
+    """Several processes share each batch: Keras must know its size, and says it in other words."""
+    if keras.backend.backend() != "jax" or images.shape[0] is not None:
+        return
+    import jax
+
+    if jax.process_count() > 1:
+        raise ValueError(
+            "With several processes of JAX all batches must have the same known size: "
+            "dataset.batch(size, drop_remainder=True)."
+        )
+
+
 def _of_tf(dataset, preprocess):
     import tensorflow as tf
+
+    _check_batch_size(tf.nest.flatten(dataset.element_spec)[0])
 
     def checked(*batch):
         if dtype.is_floating:  # a graph does not know values

@@ -28,7 +28,8 @@ def test_training_is_the_same(family, monkeypatch):
     if family == "ViT":
         drops |= {"drop_rate": 0.2, "attn_drop_rate": 0.2, "patch_drop_rate": 0.5}
     plain, other = (
-        tiny_models.classifier(**tiny_models.FAMILIES[family], **drops) for _ in range(2)
+        tiny_models.classifier(**tiny_models.FAMILIES[family], preprocessed=False, **drops)
+        for _ in range(2)
     )
     for variable, source in zip(other.variables, plain.variables, strict=True):
         variable.assign(np.array(keras.ops.convert_to_numpy(source)))

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from tiny_models import classifier
 
+from keras_vit import data
+
 TESTS = pathlib.Path(__file__).parent
 
 PARALLEL = """
@@ -20,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 kind, *place = sys.argv[1:]
-if kind == "processes":
+if place:
     keras.distribution.initialize(place[0], 2, int(place[1]))
 devices = keras.distribution.list_devices()
 assert len(devices) == 2
@@ -39,7 +41,8 @@ split = sum(
 )
 model.compile(train.optimizer(model, 0.01, layer_decay=0.5, clip_norm=0.5))
 x = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), "uint8")
-data = tf.data.Dataset.from_tensor_slices((x, np.arange(16) % 7)).batch(8)
+data = tf.data.Dataset.from_tensor_slices((x, np.arange(16) % 7))
+data = data.batch(8, drop_remainder=True)
 history = model.fit(data, epochs=2, verbose=0).history["loss"]
 total = sum(float(np.abs(v.value.addressable_data(0)).sum()) for v in model.weights)
 numbers = [*history] if split else [*history, total]
@@ -89,6 +92,17 @@ def test_two_processes_of_jax_equal_one(one_device):
     processes = [start("processes", address, str(i), devices=1) for i in range(2)]
     for found in map(result, processes):
         np.testing.assert_allclose(found["numbers"], one_device["numbers"], rtol=1e-6)
+
+
+def test_two_processes_need_batches_of_one_size(monkeypatch):
+    jax = pytest.importorskip("jax")
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    unknown = keras.KerasTensor((None, 32, 32, 3))
+    data._check_batch_size(unknown)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    data._check_batch_size(keras.KerasTensor((8, 32, 32, 3)))
+    with pytest.raises(ValueError, match="drop_remainder=True"):
+        data._check_batch_size(unknown)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
