@@ -192,7 +192,7 @@ def _convert(model, quantize, preprocessing, dtype, batch_size):
     argument = common.PIXELS if preprocessing else common.NORMALIZED
     spec = tf.TensorSpec((batch_size, *model.inputs[0].shape[1:]), dtype, name=argument)
     module = tf.Module()
-    module.call = tf.function(call)
+    module.call = tf.function(call, autograph=False)
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [module.call.get_concrete_function(spec)], module
     )
