@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from huggingface_hub import ModelCardData
 
 from keras_vit import train
+from keras_vit.layouts.card import licence, origin, told
 from keras_vit.models.activation import apply
 from keras_vit.version import __version__
 
@@ -70,23 +72,30 @@ def card(
     """A model card: where the model comes from, how it was trained, how well it does."""
     started = pathlib.PurePath(str(settings["preset"])).name
     names = ", ".join(model.class_names[:20]) + (" ..." if len(model.class_names) > 20 else "")
+    began = origin(model)
+    data = ModelCardData(
+        library_name="keras",
+        pipeline_tag="image-classification",
+        tags=["keras_vit"],
+        **licence(began),
+    )
     lines = [
         "---",
-        "library_name: keras",
-        "pipeline_tag: image-classification",
-        "tags: [keras-vit]",
+        data.to_yaml(),
         "---",
         "",
         f"# {type(model).__name__} for {len(model.class_names)} classes",
         "",
-        f"Fine-tuned from `{started}` with keras-vit {__version__}. Classes: {names}.",
+        f"Fine-tuned from `{started}` with keras-vit {__version__}.{told(began)}",
+        "",
+        f"Classes: {names}.",
         "",
         "| images | count | top-1 | top-5 | calibration error |",
         "|---|--:|--:|--:|--:|",
     ]
     for name, (paths, _) in sides.items():
         row = found.get(name)
-        figures = "| | " if row is None else f"{row.top1:.1%} | {row.top5:.1%}"
+        figures = " | " if row is None else f"{row.top1:.1%} | {row.top5:.1%}"
         error = "" if row is None else f"{row.calibration_error:.1%}"
         lines.append(f"| {name} | {len(paths)} | {figures} | {error} |")
     if "test" not in found:

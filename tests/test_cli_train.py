@@ -10,7 +10,7 @@ import pytest
 from test_cli import PRESET, fails, needs_tensorflow, pictures
 from test_cli_finetune import TINY, eager, tune
 
-from keras_vit import from_preset, train
+from keras_vit import from_preset, preset_info, train
 from keras_vit.train import pretraining
 from keras_vit_command import run as main
 from keras_vit_command.parser import PRETRAINING, RECIPES, frozen, parser
@@ -48,11 +48,23 @@ def test_a_folder_that_is_split_and_what_lies_beside_the_model(trained, split, c
     card = (trained / "README.md").read_text()
     assert "| training | 24 |" in card and "| test | 3 |" in card and "layer_decay | 0.5" in card
     assert "2012.12877" in card
+    _, head, body = card.split("---\n", 2)
+    assert "library_name: keras" in head
+    table = [line for line in body.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in table} == {6, 3}  # of the images, and of the options
     if (trained / "curves.png").exists():
         assert (trained / "confusion.png").stat().st_size > 1000
     assert main(["evaluate", str(trained), str(split), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["top1"] == pytest.approx(evaluation["top1"])
+
+
+def test_the_card_says_what_the_model_began_as(pictures, tmp_path):
+    preset = "vit_digits_patch4_32.sklearn"
+    options = ("--preset", preset, "--epochs", 1, "--recipe", "vit_transfer")
+    assert main([str(word) for word in tune(pictures, tmp_path / "m", *options)]) == 0
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert f"license: {preset_info(preset)['license']}" in card and f"preset {preset}," in card
 
 
 def test_ones_own_model_keeps_its_head(trained, pictures, tmp_path):

@@ -47,14 +47,14 @@ def card(model: ImageClassifier, library: str) -> str:
         library_name=library,
         pipeline_tag="image-classification",
         tags=["keras_vit"],
-        **_licence(began),
+        **licence(began),
     )
     height, width = model.backbone.example_size
     lines = ["---", data.to_yaml(), "---", ""]
     lines += [f"# {type(model).__name__}, {model.count_params():,} parameters", ""]
     lines += [f"Image size {height} x {width}, {model.num_classes} classes, written by keras_vit."]
     if model.source:
-        lines += ["", f"Based on {model.source}.{_told(began)}"]
+        lines += ["", f"Based on {model.source}.{told(began)}"]
     return "\n".join([*lines, *_training(model), *_classes(model)]) + "\n"
 
 
@@ -67,8 +67,8 @@ def origin(model: ImageClassifier) -> presets.Checkpoint | None:
     return row if where and where in (model.source or "") else None
 
 
-def _licence(row):
-    """The preset's fields of a model card's metadata."""
+def licence(row: presets.Checkpoint | None) -> dict[str, Any]:
+    """A preset's fields of a model card's metadata: license, and the base model."""
     if row is None:
         return {}
     found = {"license": row.license}
@@ -77,7 +77,8 @@ def _licence(row):
     return found | ({"base_model": row.repository} if row.folder is None else {})
 
 
-def _told(row):
+def told(row: presets.Checkpoint | None) -> str:
+    """A sentence about the preset, with a space before it; nothing for None."""
     if row is None:
         return ""
     top1 = "" if row.top1 is None else f"; its top-1 on ImageNet-1k is {row.top1:.2f} %"
