@@ -30,6 +30,7 @@ VIT = {  # the constructor of ViTBackbone
     "final_norm": True,
     "grid_size": None,
     "pos_drop_rate": 0.0,
+    "patch_drop_rate": 0.0,
     "drop_path_rate": 0.0,
     "num_heads": inspect.Parameter.empty,
     "mlp_ratio": 4.0,

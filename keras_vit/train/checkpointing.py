@@ -1,6 +1,7 @@
 """Gradient checkpointing: memory for time (https://arxiv.org/abs/1604.06174)."""
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from keras import ops
 
 from keras_vit.models.base import Backbone
 
+CHECKPOINTED: Any = weakref.WeakSet()  # blocks
 SAVES = ("tensorflow", "torch")  # by benchmarks/checkpointing.py; XLA needs as much on a CPU
 
 
@@ -41,8 +43,9 @@ def checkpoint_gradients(model: keras.Model) -> None:
             f"Gradient checkpointing needs a model with blocks. Received: {type(model).__name__}"
         )
     for block in blocks:
-        if not hasattr(block.call, "recomputed"):
+        if block not in CHECKPOINTED:
             block.call = recomputed(block)
+            CHECKPOINTED.add(block)
 
 
 def recomputed(block: keras.layers.Layer) -> Callable[..., Any]:
@@ -71,5 +74,4 @@ def recomputed(block: keras.layers.Layer) -> Callable[..., Any]:
             variable.assign(value)
         return y
 
-    wrapped.recomputed = True  # type: ignore[attr-defined]
     return wrapped
