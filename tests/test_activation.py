@@ -202,3 +202,15 @@ def test_no_overflow():
     logits = np.array([[-1e4, 0.0, 1e4]], "float32")
     np.testing.assert_array_equal(activation.apply(logits, SIGMOID), [[0, 0.5, 1]])
     np.testing.assert_array_equal(activation.apply(logits, SOFTMAX), [[0, 0, 1]])
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TFLite")
+@pytest.mark.parametrize("preprocessing", [True, False])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", None])
+def test_a_file_classifies_by_the_models_activation(kind, preprocessing, tmp_path):
+    model = classifier(num_classes=3, head_activation=kind)
+    path = export.to_tflite(model, tmp_path / "m.tflite", preprocessing=preprocessing)
+    images = pictures()[:4]
+    found = export.FileClassifier(path).predict(list(images))
+    wanted = activation.apply(model.predict(images, verbose=0), kind)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)

@@ -7,6 +7,7 @@ import numpy as np
 from keras_vit.export import feed, files
 from keras_vit.images import ImageConverter
 from keras_vit.labels import top_labels
+from keras_vit.models.activation import apply
 from keras_vit.types import ImageSet, Path
 
 
@@ -34,23 +35,18 @@ class FileClassifier:
         names = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
         given: dict[str, Any] = {name: about[name] for name in names if about.get(name) is not None}
         self.converter = ImageConverter(tuple(about["image_size"]), **given)
-        self.activation = about.get("activation")
+        self.activation = about.get("activation", "softmax")
         self.class_names = self.file.labels
 
     def predict(self, images: ImageSet) -> np.ndarray:
-        """Probabilities `(B, K)`: of a file without preprocessing inside, by its activation."""
+        """Probabilities `(B, K)`, by the model's activation; its logits if that is None."""
         found = []
         for start in range(0, len(images), 32):
             sample = feed.Sample(None, list(images[start : start + 32]), self.converter)
             for batch, count in self.classifier.feed(sample):
                 found.append(self.classifier.run(batch)[:count])
         outputs = np.concatenate(found).astype("float32")
-        if self.classifier.output == "logits":
-            if self.activation == "sigmoid":
-                return 1 / (1 + np.exp(-outputs))
-            outputs = np.exp(outputs - outputs.max(-1, keepdims=True))
-            return outputs / outputs.sum(-1, keepdims=True)
-        return outputs
+        return apply(outputs, self.activation) if self.classifier.output == "logits" else outputs
 
     def classify(self, images: ImageSet, top: int = 5) -> list[list[tuple[str, float]]]:
         """As the model's own `classify`, for several images."""
