@@ -24,11 +24,9 @@ class Sample:
         self, model: keras.Model | None, images: Any, converter: ImageConverter | None = None
     ) -> None:
         """With a converter in place of the model: what the file itself says."""
-        if model is not None:
-            converter = common.converter(model)
         self.images = images
         if model is not None:
-            self.channels = model.inputs[0].shape[-1]
+            converter, self.channels = common.converter(model), model.inputs[0].shape[-1]
         elif converter is not None:
             self.channels = len(converter.mean)
         self.pixels = None if converter is None else converter.pixels(images)

@@ -54,7 +54,7 @@ def depthwise_in_float(content: bytes) -> bytes:
 
     XNNPACK has no depthwise convolution of int8 weights and float activations: each would split its
     partition, and be computed by slower code. Their weights are few. Kernels of more than 25 places
-    stay: in float32 those of ConvNeXt make a file 1.6 times slower (benchmarks/families.py).
+    stay: in float32 those of ConvNeXt make a file 1.6 times slower on x86.
     """
     model = model_file.unpacked(content)
     tensors, kinds = model.subgraphs[0].tensors, model_file.schema().TensorType

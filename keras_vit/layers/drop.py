@@ -19,8 +19,24 @@ def drop_path_rates(last: float, depth: int) -> list[float]:
     return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
+class Random(Layer):
+    """Base class of layers that leave something out in training: same shape, no weights."""
+
+    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate must be in the range [0, 1). Received: rate={rate}")
+        self.rate = rate
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed) if rate else None
+        self.built = True
+
+    def compute_output_spec(self, x: Tensor, training: bool | None = None) -> keras.KerasTensor:
+        return keras.KerasTensor(x.shape, self.compute_dtype)
+
+
 @register
-class DropPath(Layer):
+class DropPath(Random):
     """Stochastic depth (https://arxiv.org/abs/1603.09382): `(B, ...) -> (B, ...)`.
 
     In training, sets each sample to zero with probability `rate` and divides the others by
@@ -35,16 +51,7 @@ class DropPath(Layer):
     """
 
     def __init__(self, rate: float = 0.0, seed: int | None = None, **kwargs: Any):
-        super().__init__(**kwargs)
-        if not 0 <= rate < 1:
-            raise ValueError(f"rate must be in the range [0, 1). Received: rate={rate}")
-        self.rate = rate
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed) if rate else None
-        self.built = True
-
-    def compute_output_spec(self, x: Tensor, training: bool | None = None) -> keras.KerasTensor:
-        return keras.KerasTensor(x.shape, self.compute_dtype)
+        super().__init__(rate, seed, **kwargs)
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         if not training or not self.rate:
@@ -55,7 +62,7 @@ class DropPath(Layer):
 
 
 @register
-class PatchDropout(Layer):
+class PatchDropout(Random):
     """Patch dropout (https://arxiv.org/abs/2208.07220): in training, `(B, prefix + N, D) -> (B,
     prefix + n, D)` with n = N (1 - rate), at least 1, random patches of each sample.
 
@@ -73,17 +80,8 @@ class PatchDropout(Layer):
     def __init__(
         self, rate: float, num_prefix_tokens: int = 0, seed: int | None = None, **kwargs: Any
     ):
-        super().__init__(**kwargs)
-        if not 0 <= rate < 1:
-            raise ValueError(f"rate must be in the range [0, 1). Received: rate={rate}")
-        self.rate = rate
+        super().__init__(rate, seed, **kwargs)
         self.num_prefix_tokens = num_prefix_tokens
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed) if rate else None
-        self.built = True
-
-    def compute_output_spec(self, x: Tensor, training: bool | None = None) -> keras.KerasTensor:
-        return keras.KerasTensor(x.shape, self.compute_dtype)
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         if not training or not self.rate:

@@ -17,8 +17,7 @@ from keras_vit.models.base import Backbone
 from keras_vit.models.trainer import ImageTrainer
 from keras_vit.train.batches import TrainingBatches
 from keras_vit.train.distill import constants
-from keras_vit.train.optimizers import optimizer
-from keras_vit.train.recipe import jit_compile
+from keras_vit.train.recipe import jit_compile, optimizer_for
 from keras_vit.train.recipes import Recipe
 from keras_vit.train.recipes import recipe as named
 from keras_vit.types import ImageSet, Progress, Tensor
@@ -174,7 +173,8 @@ class MAE(Pretraining):
     def call(self, x: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """Predictions `(B, N, P*P*C)` of all patches, and 1 where one was hidden, `(B, N)`."""
         order, back = self.shuffled(x)
-        tokens = self.embed(x, training=training)
+        # Without patch dropout, which would leave out patches of the visible ones' order.
+        tokens = self.embed.assemble(self.embed.tokens(ops.cast(x, self.embed.compute_dtype)))
         prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
         patches = take(patches, order[:, : self.visible])
         seen = self.encode(ops.concatenate([prefix, patches], axis=1), training)
@@ -426,15 +426,6 @@ def pretrain(
         images, nothing, 1, batch_size, converter, row, seed=seed, progress=progress
     )
     steps = epochs * len(batches)
-    peak = learning_rate or (row.rate or 1e-3) * batch_size / row.rate_batch
-    made = optimizer(
-        model,
-        peak,
-        weight_decay=row.weight_decay,
-        total_steps=steps,
-        warmup_steps=round(row.warmup * steps),
-        clip_norm=row.clip_norm,
-        beta_2=row.beta_2,
-    )
+    made = optimizer_for(model, row, steps, batch_size, learning_rate)
     model.compile(made, jit_compile=jit_compile())
     return model.fit(batches, epochs=epochs, callbacks=callbacks, seed=seed, verbose=verbose)

@@ -119,6 +119,34 @@ def finetune(
     )
 
 
+def optimizer_for(
+    model: Any, row: Recipe, steps: int, batch_size: int, learning_rate: float | None = None
+) -> Layerwise:
+    """A recipe's optimizer for a model with a `backbone`.
+
+    Args:
+        model, row, steps, batch_size, learning_rate: as in `compile_for`.
+    """
+    if learning_rate is None and row.rate is not None:
+        learning_rate = row.rate * batch_size / row.rate_batch
+    peak = learning_rate or RATE / model.backbone.output.shape[-1]
+    more: dict[str, Any] = {} if row.kind == "sgd" else {"beta_2": row.beta_2}
+    return optimizer(
+        model,
+        peak,
+        weight_decay=row.weight_decay,
+        layer_decay=row.layer_decay,
+        total_steps=steps,
+        warmup_steps=round(row.warmup * steps),
+        start=min(row.start, peak),
+        end=min(row.end, peak),
+        clip_norm=row.clip_norm,
+        ema=row.ema,
+        kind=row.kind,
+        **more,
+    )
+
+
 def compile_for(
     model: ImageClassifier,
     row: Recipe,
@@ -137,24 +165,8 @@ def compile_for(
         learning_rate: the peak, in place of the recipe's.
         soft: whether labels are distributions `(B, classes)`.
     """
-    if learning_rate is None and row.rate is not None:
-        learning_rate = row.rate * batch_size / row.rate_batch
-    peak = learning_rate or RATE / model.backbone.output.shape[-1]
-    more: dict[str, Any] = {} if row.kind == "sgd" else {"beta_2": row.beta_2}
-    made = optimizer(
-        getattr(model, "student", model),  # of a Distiller
-        peak,
-        weight_decay=row.weight_decay,
-        layer_decay=row.layer_decay,
-        total_steps=steps,
-        warmup_steps=round(row.warmup * steps),
-        start=min(row.start, peak),
-        end=min(row.end, peak),
-        clip_norm=row.clip_norm,
-        ema=row.ema,
-        kind=row.kind,
-        **more,
-    )
+    # The student of a Distiller.
+    made = optimizer_for(getattr(model, "student", model), row, steps, batch_size, learning_rate)
     loss: Any = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     accuracy: Any = keras.metrics.SparseCategoricalAccuracy("accuracy")
     if soft:
