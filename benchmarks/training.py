@@ -4,8 +4,9 @@
     python benchmarks/training.py --profile [--batch 16]
 
 Random weights, two threads, AdamW, an array of pictures of the model's size; each program in its
-own process, in alternation. Keras' programs run `fit` for STEPS batches, timm's a plain loop of
-PyTorch with the foreach AdamW. --profile: what the parts of our own step take. Needs torch, timm.
+own process, in alternation. Keras' programs run `fit` for STEPS batches of a `tf.data.Dataset`
+without autotuning (its waits, see `keras_vit.data.feed`, would be part of their times); timm's a
+plain loop of PyTorch with the foreach AdamW. --profile: what the parts of our own step take. Needs torch, timm.
 """
 
 import argparse
@@ -30,20 +31,27 @@ def policy(dtype):
     return "float32" if dtype == "float32" else "mixed_bfloat16"
 
 
+def limit_threads():
+    """Before a model is made: TensorFlow cannot change it later."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(alternation.THREADS)
+
+
 def serve_fit(model, batch):
     import keras
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(alternation.THREADS)
     model.compile(
         keras.optimizers.AdamW(1e-4, weight_decay=0.05),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=False,
     )
-    x, y = arrays(batch)
-    run = lambda: keras.Model.fit(  # noqa: E731  # without a preprocessor, for all programs
-        model, x, y, batch_size=batch, shuffle=False, verbose=0
-    )
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    dataset = tf.data.Dataset.from_tensor_slices(arrays(batch)).batch(batch).with_options(options)
+    # Without a preprocessor, for all programs.
+    run = lambda: keras.Model.fit(model, dataset, verbose=0)  # noqa: E731
     run()
     alternation.serve(run)
 
@@ -57,6 +65,7 @@ def keras_vit_model(dtype):
 
 
 def keras_vit(dtype, batch):
+    limit_threads()
     serve_fit(keras_vit_model(dtype), batch)
 
 
@@ -64,6 +73,7 @@ def kerashub(dtype, batch):
     import keras
     import keras_hub
 
+    limit_threads()
     backbone = keras_hub.models.ViTBackbone(
         image_shape=(224, 224, 3),
         patch_size=16,
@@ -104,7 +114,7 @@ def part(name, dtype, batch):
     import keras
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(alternation.THREADS)
+    limit_threads()
     model = keras_vit_model(dtype)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.AdamW(1e-4), loss, jit_compile=False)

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import tree
+from keras.src.trainers.data_adapters import get_data_adapter
 
 from keras_vit.arrays import ArrayBatches, ModelInput, Preprocess, as_tuple, in_memory
 from keras_vit.pixels import raw_pixels
@@ -130,6 +131,36 @@ def batches(
         raise ValueError("sample_weight needs y. Received: y=None")
     arrays = (x, *(labels(v) for v in (y, sample_weight) if v is not None))
     return ArrayBatches(arrays, batch_size or DEFAULT_BATCH_SIZE, preprocess, shuffle, seed)
+
+
+def feed(batches: Any, class_weight: Any = None) -> Any:
+    """Batches as Keras' loops are given them: on TensorFlow without tf.data's autotuning.
+
+    Its thread misses, now and then, that the iterator is closed, and sleeps on: for up to as long
+    as the loop took, and a minute at most. (`CancellationManager::StartCancel` wakes it before it
+    sets `is_cancelled`.)
+
+    Args:
+        batches: what `batches` returns.
+        class_weight: as in `keras.Model.fit`.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return batches
+    adapter = get_data_adapter(batches, class_weight=class_weight)
+    make = adapter.get_tf_dataset
+    adapter.get_tf_dataset = lambda: _not_autotuned(make())
+    return adapter
+
+
+def _not_autotuned(dataset):
+    """A `tf.data.Dataset` whose parallelism is not adjusted, unless its user asked for that."""
+    import tensorflow as tf
+
+    if not isinstance(dataset, tf.data.Dataset) or dataset.options().autotune.enabled is not None:
+        return dataset
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def labels(value: Any) -> Any:

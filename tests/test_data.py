@@ -205,6 +205,41 @@ def test_fit_takes_training_and_validation_data_of_any_kind(training, validation
 
 
 @ENDS
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.data")
+@pytest.mark.parametrize("kind", ["arrays", "list", *KINDS])
+def test_tf_data_does_not_wait_for_its_autotuning(kind, monkeypatch):
+    import tensorflow as tf
+
+    seen = []
+    distribute = tf.distribute.Strategy.experimental_distribute_dataset
+
+    def spy(self, dataset, options=None):
+        seen.append(dataset.options().autotune.enabled)
+        return distribute(self, dataset, options)
+
+    monkeypatch.setattr(tf.distribute.Strategy, "experimental_distribute_dataset", spy)
+    model = classifier()
+    data, steps = given(kind), {"steps_per_epoch": 2} if kind == "generator" else {}
+    fit = data if kind in ("arrays", "list") else (data,)
+    model.fit(*fit, validation_data=given("arrays"), verbose=0, **steps)
+    steps = {"steps": 2} if steps else {}
+    fit = given(kind) if len(fit) == 2 else (given(kind),)
+    model.evaluate(*fit, verbose=0, **steps)
+    model.predict(fit[0], verbose=0, **steps)
+    assert seen == [False] * 4
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.data")
+def test_autotuning_that_the_user_asked_for_stays():
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = True
+    dataset = tf.data.Dataset.from_tensor_slices((IMAGES, CLASSES)).batch(4).with_options(options)
+    fed = data.feed(data.batches(None, dataset)).get_tf_dataset()
+    assert fed.options().autotune.enabled
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "list"])
 def test_evaluate_and_predict_take_data_of_any_kind(kind):
     model = classifier()

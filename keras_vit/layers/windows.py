@@ -115,11 +115,21 @@ def rolled(x: Tensor, shift: Sequence[int]) -> Tensor:
         shift: (rows, columns), each from minus the map's size to its size.
     """
     rows, columns = shift
-    if rows:
-        x = ops.concatenate([x[:, rows:], x[:, :rows]], axis=1)
-    if columns:
-        x = ops.concatenate([x[:, :, columns:], x[:, :, :columns]], axis=2)
+    for axis, first in ((1, rows % x.shape[1]), (2, columns % x.shape[2])):
+        if first:
+            sides = part(x, axis, first, x.shape[axis]), part(x, axis, 0, first)
+            x = ops.concatenate(sides, axis=axis)
     return x
+
+
+def part(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
+    """`x[start:stop]` along an axis of known size; TensorFlow's gradient of an index expression
+    takes ten times as long."""
+    first = [0] * len(x.shape)
+    first[axis] = start
+    shape = [-1 if size is None else size for size in x.shape]  # -1: all there are
+    shape[axis] = stop - start
+    return ops.slice(x, first, shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +185,8 @@ class ShiftedWindows:
         if self.pad_first:
             x = rolled(x, back)
         if any(self.padding):
-            x = x[:, : self.size[0], : self.size[1]]
+            for axis, size in enumerate(self.size, 1):
+                x = part(x, axis, 0, size)
         return x if self.pad_first else rolled(x, back)
 
     def regions(self) -> np.ndarray | None:

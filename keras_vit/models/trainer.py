@@ -79,15 +79,17 @@ class ImageTrainer:
                 validation_data = (validation_data,)
             self._check_labels(*validation_data[1:2])
             names = ("x", "y", "sample_weight")
-            validation_data = data.batches(
-                self._preprocess(),
-                batch_size=validation_batch_size or batch_size,
-                **dict(zip(names, validation_data, strict=False)),
+            validation_data = data.feed(
+                data.batches(
+                    self._preprocess(),
+                    batch_size=validation_batch_size or batch_size,
+                    **dict(zip(names, validation_data, strict=False)),
+                )
             )
         # PipelineModel.fit would preprocess again, and in order.
         return keras.Model.fit(
             self,
-            train,
+            data.feed(train, kwargs.get("class_weight")),
             callbacks=callbacks,
             validation_data=validation_data,
             shuffle=False,
@@ -105,14 +107,13 @@ class ImageTrainer:
         """As `keras.Model.evaluate`, on raw images."""
         if not kwargs.get("_use_cached_eval_dataset"):
             self._check_labels(y)
-            x = data.batches(self._preprocess(), x, y, sample_weight, batch_size)
+            x = data.feed(data.batches(self._preprocess(), x, y, sample_weight, batch_size))
         return keras.Model.evaluate(self, x, **kwargs)
 
     def predict(self, x: Any, batch_size: int | None = None, **kwargs: Any) -> np.ndarray:
         """Logits `(B, num_classes)`, float32, of raw images: as `keras.Model.predict`."""
-        return keras.Model.predict(
-            self, data.batches(self._preprocess(), x, batch_size=batch_size), **kwargs
-        )
+        x = data.feed(data.batches(self._preprocess(), x, batch_size=batch_size))
+        return keras.Model.predict(self, x, **kwargs)
 
     def _preprocess(self):
         """The function that preprocesses a batch; None without a preprocessor."""
