@@ -6,7 +6,8 @@
 Random weights, two threads, AdamW, an array of pictures of the model's size; each program in its
 own process, in alternation. Keras' programs run `fit` for STEPS batches of a `tf.data.Dataset`
 without autotuning (its waits, see `keras_vit.data.feed`, would be part of their times); timm's a
-plain loop of PyTorch with the foreach AdamW. --profile: what the parts of our own step take. Needs torch, timm.
+plain loop of PyTorch with the foreach AdamW. --profile: what the parts of our own step take. Needs
+torch and timm.
 """
 
 import argparse

@@ -234,13 +234,23 @@ class Attention(Layer):
         training: bool | None = None,
     ) -> Tensor:
         """The values that the queries attend to, merged and projected: `(B, N, D)`."""
-        if training and self.drop_rate:
-            scores = ops.cast(softmax_scores(q, k, bias, attention_mask), v.dtype)
-            x = ops.matmul(self.drop(scores, training=True), v)
-        else:
-            x = attend(q, k, v, bias, attention_mask)
-        x = merge_heads(x)
+        x = merge_heads(self.weighted(q, k, v, bias, attention_mask, training))
         return as_matrix(self.proj, x if self.norm is None else self.norm(x))
+
+    def weighted(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor = None,
+        attention_mask: Tensor = None,
+        training: bool | None = None,
+    ) -> Tensor:
+        """`attend`, with dropout in training: `(B, heads, queries, d)`."""
+        if not (training and self.drop_rate):
+            return attend(q, k, v, bias, attention_mask)
+        scores = ops.cast(softmax_scores(q, k, bias, attention_mask), v.dtype)
+        return ops.matmul(self.drop(scores, training=True), v)
 
 
 @register
