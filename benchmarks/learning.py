@@ -59,14 +59,14 @@ def handwriting(shared, count, seed):
     ]
 
 
-def vit(channels=3, seed=0, distilled=False, drop_path=0.05):
+def vit(patch_size, channels=3, seed=0, distilled=False, drop_path=0.05):
     """A ViT of 1.8 M parameters for pictures of 32 x 32."""
     keras.utils.set_random_seed(seed)
     cls = keras_vit.DeiT if distilled else keras_vit.ViT
     token = {"distillation_token": True} if distilled else {}
     backbone = cls.backbone_cls(
         image_size=32,
-        patch_size=4,
+        patch_size=patch_size,
         in_channels=channels,
         embed_dim=192,
         depth=4,
@@ -114,7 +114,7 @@ def scratch(options, seed):
         ),
     }
     for name, row in rows.items():
-        model = vit(channels, seed, drop_path=0.0 if name == "Adam" else 0.05)
+        model = vit(options.patch_size, channels, seed, drop_path=0.0 if name == "Adam" else 0.05)
         if name == "Adam":
             model.compile(
                 keras.optimizers.Adam(1e-3),
@@ -166,7 +166,7 @@ def distill(options, seed):
         "soft": {"hard": False, "alpha": 0.5, "temperature": 3.0},
     }
     for name, kind in kinds.items():
-        student = vit(seed=seed, distilled=True)
+        student = vit(options.patch_size, seed=seed, distilled=True)
         model = student if kind is None else train.Distiller(student, master, **kind)
         train.finetune(
             model, training, None, epochs, recipe=row, batch_size=options.batch,
@@ -183,7 +183,7 @@ def pretrain(options, seed):
         "simmim": {"mask_unit": 8},
         "masked_patches": {},
     }[options.method]
-    before = vit(seed=seed)
+    before = vit(options.patch_size, seed=seed)
     method = train.pretraining.METHODS[options.method]
     model = method(before.backbone, before.preprocessor, **extra)
     epochs = epochs_for(options.steps, len(training[1]), options.batch)
@@ -199,7 +199,7 @@ def pretrain(options, seed):
         count = max(int(part * len(training[1])), 20)
         few = training[0][:count], training[1][:count]
         for name in ("scratch", options.method):
-            classifier = vit(seed=seed)
+            classifier = vit(options.patch_size, seed=seed)
             if name != "scratch":
                 classifier.backbone.set_weights(weights)
             train.finetune(
@@ -259,6 +259,7 @@ def main():
     parser.add_argument("--pictures", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--patch-size", type=int, default=4, help="of models from scratch")
     options = parser.parse_args()
     results = {}
     for seed in range(options.seeds):

@@ -32,6 +32,8 @@ VIT = {  # the constructor of ViTBackbone
     "pos_drop_rate": 0.0,
     "patch_drop_rate": 0.0,
     "drop_path_rate": 0.0,
+    "positions": "learned",
+    "attention": "full",
     "num_heads": inspect.Parameter.empty,
     "mlp_ratio": 4.0,
     "qkv_bias": True,

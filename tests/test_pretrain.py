@@ -10,6 +10,7 @@ from test_train import coloured
 from tiny_models import classifier
 
 from keras_vit import MLPMixer, ViT, train
+from keras_vit.layers.positions import sincos
 from keras_vit.train import pretraining as methods
 
 IMAGES = coloured(6)[0]
@@ -116,9 +117,9 @@ def test_sines_and_cosines_are_maes():
                 np.cos(row * omega),
             ]
         )
-    np.testing.assert_allclose(methods.sincos((rows, columns), width), expected, atol=1e-6)
+    np.testing.assert_allclose(sincos((rows, columns), width), expected, atol=1e-6)
     with pytest.raises(ValueError, match="divisible by 4. Received: 6"):
-        methods.sincos((2, 2), 6)
+        sincos((2, 2), 6)
 
 
 def test_simmim_hides_squares():

@@ -9,7 +9,11 @@ from keras import ops
 from keras_hub.src.tests import test_case
 from test_layers import array, randomized
 
-from keras_vit import layers
+from keras_vit import ViT, ViTBackbone, export, from_preset, layers
+from keras_vit.images import ImageConverter, ImagePreprocessor
+from keras_vit.layers.kinds import ATTENTIONS
+from keras_vit.layers.positions import POSITIONS, sincos
+from keras_vit.layers.watch import watching
 
 RANDOM = np.random.default_rng(0)
 TOKENS = RANDOM.normal(size=(2, 14, 8)).astype("float32")  # two prefix tokens, 3 x 4 patches
@@ -226,3 +230,94 @@ def test_directions_are_orthogonal_and_as_long_as_normal_ones():
     np.testing.assert_allclose(products - np.diag(np.diag(products)), 0, atol=1e-5)
     lengths = np.linalg.norm(orthogonal(4000, 4, seed=3), axis=1)
     assert math.isclose((lengths**2).mean(), 4, rel_tol=0.1)
+
+
+MODEL = {"image_size": (32, 48), "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+PICTURES = RANDOM.normal(size=(2, 32, 48, 3)).astype("float32")
+KINDS = [kind for kind in ATTENTIONS if kind != "full"]
+
+
+def classifier(**options):
+    keras.utils.set_random_seed(0)
+    backbone = ViTBackbone(**MODEL, **options)
+    return ViT(backbone, 3, ImagePreprocessor(ImageConverter((32, 48))))
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_backbone_takes_each_by_one_argument(attention, positions, tmp_path):
+    model = classifier(attention=attention, positions=positions)
+    assert isinstance(model.backbone.blocks[0].attn, ATTENTIONS[attention][0])
+    before = array(model(PICTURES))
+    model.compile(run_eagerly=True)
+    images = RANDOM.integers(0, 256, (4, 32, 48, 3), dtype="uint8")
+    model.fit(images, np.array([0, 1, 2, 0]), epochs=1, verbose=0)
+    assert np.abs(array(model(PICTURES)) - before).max() > 0
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(array(loaded(PICTURES)), array(model(PICTURES)), atol=1e-6)
+    assert loaded.backbone.options["attention"] == attention
+
+
+def test_sines_and_cosines_are_not_trained_and_follow_the_grid(tmp_path):
+    model = classifier(positions="sincos2d")
+    table = array(model.backbone.get_layer("patch_embed").pos_embed)
+    np.testing.assert_array_equal(table[0], sincos((4, 6), 16, prefix=1))
+    assert "pos_embed" not in str([v.path for v in model.trainable_variables])
+    model.save_to_preset(str(tmp_path / "preset"))
+    other = from_preset(str(tmp_path / "preset"), image_size=(48, 40))
+    table = array(other.backbone.get_layer("patch_embed").pos_embed)
+    np.testing.assert_array_equal(table[0], sincos((6, 5), 16, prefix=1))
+
+
+@pytest.mark.parametrize("name, value", [("attention", "axial"), ("positions", "sincos2d")])
+def test_trained_weights_are_not_put_to_another_use(name, value, tmp_path):
+    classifier().save_to_preset(str(tmp_path / "preset"))
+    with pytest.raises(ValueError, match=f"no argument {name}"):
+        from_preset(str(tmp_path / "preset"), **{name: value})
+
+
+@pytest.mark.parametrize("kind", ["axial", "sparse"])
+def test_attention_on_a_grid_is_for_images_of_one_size(kind):
+    with pytest.raises(ValueError, match="images of one size"):
+        ViTBackbone(**{**MODEL, "image_size": None}, grid_size=(4, 6), attention=kind)
+
+
+def test_linear_attention_takes_images_of_any_size():
+    backbone = ViTBackbone(**{**MODEL, "image_size": None}, grid_size=(4, 6), attention="linear")
+    assert backbone(PICTURES[:, :16]).shape == (2, 13, 16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_explanations_see_is_the_map(kind):
+    model = classifier(attention=kind)
+    maps = []
+
+    def watcher(what, value):
+        maps.extend([array(value)] if what == "attention" else [])
+        return value
+
+    inputs = [array(x) for x in inner(model.backbone)(PICTURES)]
+    with watching(watcher):
+        for block, x in zip(model.backbone.blocks, inputs, strict=True):
+            found = block(x)
+            np.testing.assert_allclose(array(found), array(block(x)), atol=1e-5)
+    scores = [array(b.scores(x)) for b, x in zip(model.backbone.blocks, inputs, strict=True)]
+    for seen, expected in zip(maps[::2], scores, strict=True):
+        np.testing.assert_allclose(seen, expected, atol=1e-6)
+
+
+def inner(backbone):
+    """A model that returns what each block reads."""
+    return keras.Model(backbone.input, [block.input for block in backbone.blocks])
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TFLite")
+@pytest.mark.parametrize("kind", KINDS)
+def test_tflite_has_built_in_operations_and_the_models_numbers(kind, tmp_path):
+    model = classifier(attention=kind)
+    path = tmp_path / "model.tflite"
+    export.to_tflite(model, path)
+    report = export.compare(path, model, RANDOM.integers(0, 256, (3, 32, 48, 3), dtype="uint8"))
+    assert report.largest_difference < 1e-5
+    assert not [name for name in report.operations if name.startswith(("Flex", "CUSTOM"))]

@@ -1,13 +1,13 @@
 """The transformer block and LayerScale."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
 
-from keras_vit.layers.attention import Attention
-from keras_vit.layers.base import Layer, Norm, Scale, register
+from keras_vit.layers.base import Layer, Norm, Scale, one_of, register
 from keras_vit.layers.drop import DropPath
+from keras_vit.layers.kinds import ATTENTIONS
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.watch import watched
@@ -77,6 +77,8 @@ class TransformerBlock(Block):
         drop_rate: dropout rate in the MLP.
         attn_drop_rate: dropout rate of the attention probabilities.
         drop_path: stochastic depth rate of both residual branches.
+        attention_options: another kind of attention: `{"kind": a key of ATTENTIONS, ...}` and
+            arguments of its layer, for example `{"kind": "axial", "grid": (14, 14)}`.
 
     Call arguments:
         x: tokens, `(B, N, D)`.
@@ -99,6 +101,7 @@ class TransformerBlock(Block):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path: float = 0.0,
+        attention_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -115,6 +118,7 @@ class TransformerBlock(Block):
         self.drop_rate = drop_rate
         self.attn_drop_rate = attn_drop_rate
         self.drop_path = drop_path
+        self.attention_options = None if attention_options is None else dict(attention_options)
 
     def build(self, input_shape: Shape) -> None:
         inner = {"inner_norm": self.inner_norm, "norm_eps": self.norm_eps}
@@ -129,8 +133,10 @@ class TransformerBlock(Block):
 
     def attention(self, input_shape: Shape, **inner: Any) -> Layer:
         """Make the attention layer, `attn`; subclasses override it for other kinds of attention."""
+        own = dict(self.attention_options or {"kind": "full"})
+        cls, options = ATTENTIONS[one_of(own.pop("kind", None), "kind", ATTENTIONS)]
         return self.child(
-            Attention,
+            cls,
             input_shape,
             num_heads=self.num_heads,
             qkv_bias=self.qkv_bias,
@@ -138,6 +144,8 @@ class TransformerBlock(Block):
             drop_rate=self.attn_drop_rate,
             name="attn",
             **inner,
+            **options,
+            **own,
         )
 
     def feed_forward(self, input_shape: Shape, **inner: Any) -> Mlp:

@@ -9,6 +9,7 @@ from keras import ops
 from keras_vit.layers.attention import Attention, merge_heads
 from keras_vit.layers.base import one_of, register
 from keras_vit.layers.mlp import as_matrix
+from keras_vit.layers.watch import is_watched, watched
 from keras_vit.types import Shape, Tensor
 
 FEATURES = ("elu", "performer")
@@ -120,6 +121,10 @@ class LinearAttention(Attention):
             raise ValueError("Linear attention has no logits that a bias could be added to.")
         dtype = v.dtype
         q, k = self.kernels(q, k, attention_mask)
+        if is_watched():  # the map that the features amount to: the values are equal
+            scores = watched("attention", normalised(q, k))
+            x = merge_heads(ops.matmul(ops.cast(scores, dtype), v))
+            return as_matrix(self.proj, x if self.norm is None else self.norm(x))
         keys = ops.transpose(k, (0, 1, 3, 2))
         summed = ops.matmul(keys, ops.cast(v, "float32"))  # (B, heads, F, d)
         totals = ops.matmul(q, ops.sum(keys, axis=-1, keepdims=True))  # (B, heads, N, 1)
@@ -130,9 +135,13 @@ class LinearAttention(Attention):
         """The attention map that the features amount to: `(B, N, D) -> (B, heads, N, N)`, float32;
         each row sums to 1. This takes O(N^2)."""
         q, k, _ = self.heads(ops.cast(x, self.compute_dtype))
-        q, k = self.kernels(q, k, attention_mask)
-        scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))
-        return scores / ops.sum(scores, axis=-1, keepdims=True)
+        return normalised(*self.kernels(q, k, attention_mask))
+
+
+def normalised(q: Tensor, k: Tensor) -> Tensor:
+    """The products of the features, divided by their row sums: `(B, heads, N, N)`."""
+    scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))
+    return scores / ops.sum(scores, axis=-1, keepdims=True)
 
 
 def orthogonal(count: int, width: int, seed: int) -> np.ndarray:

@@ -5,9 +5,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vit.layers.base import Layer, initial, register
+from keras_vit.layers.base import Layer, initial, one_of, register
 from keras_vit.layers.drop import PatchDropout
 from keras_vit.layers.norm import normalization
+from keras_vit.layers.positions import POSITIONS, sincos
 from keras_vit.layers.resample import BACKEND, resize_matrix
 from keras_vit.types import Shape, Size, Tensor
 
@@ -113,11 +114,12 @@ class PatchEncoder(Layer):
             also for FlexiViT and C-RADIO.
         drop_rate: dropout rate of the tokens.
         patch_drop_rate: the part of the patches that training leaves out, as in `PatchDropout`.
-        has_positions: whether there is a position embedding.
+        positions: `"learned"`; `"sincos2d"`: fixed sines and cosines of row and column, 0 for
+            prefix tokens (MAE, https://arxiv.org/abs/2111.06377); `"none"`.
 
     Raises:
-        ValueError: if the patch size does not divide the image, or if neither `grid_size` nor the
-            size of the images is known.
+        ValueError: if `positions` is unknown, the patch size does not divide the image, or neither
+            `grid_size` nor the size of the images is known.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class PatchEncoder(Layer):
         grid_size: Size | None = None,
         drop_rate: float = 0.0,
         patch_drop_rate: float = 0.0,
-        has_positions: bool = True,
+        positions: str = "learned",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -150,7 +152,7 @@ class PatchEncoder(Layer):
         self.grid_size = None if grid_size is None else pair(grid_size)
         self.drop_rate = drop_rate
         self.patch_drop_rate = patch_drop_rate
-        self.has_positions = has_positions
+        self.positions = one_of(positions, "positions", POSITIONS)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -170,7 +172,7 @@ class PatchEncoder(Layer):
             channels = input_shape[3]
             if grid is None and None not in input_shape[1:3]:
                 grid = (input_shape[1] // p, input_shape[2] // p)
-            elif grid is None and self.has_positions:
+            elif grid is None and self.positions != "none":
                 raise ValueError(
                     "grid_size is required for images of unknown size. Received: grid_size=None"
                 )
@@ -194,9 +196,17 @@ class PatchEncoder(Layer):
         self.dist_token = self.token("dist_token", int(self.distillation_token))
         self.reg_token = self.token("reg_token", self.register_tokens)
         self.pos_embed: Any = None
-        if self.has_positions:
-            rows = grid[0] * grid[1] + (0 if self.no_embed_class else self.num_prefix_tokens)
-            self.pos_embed = self.token("pos_embed", rows)
+        ahead = 0 if self.no_embed_class else self.num_prefix_tokens
+        if self.positions == "learned":
+            self.pos_embed = self.token("pos_embed", ahead + grid[0] * grid[1])
+        elif self.positions == "sincos2d":
+            table = sincos(grid, width, ahead)[None]
+            self.pos_embed = self.add_weight(
+                shape=table.shape,
+                initializer=lambda shape, dtype: ops.convert_to_tensor(table, dtype),
+                trainable=False,
+                name="pos_embed",
+            )
         self.drop = self.child(keras.layers.Dropout, rate=self.drop_rate, name="drop")
         self.patch_drop = self.child(
             PatchDropout,
@@ -243,9 +253,9 @@ class PatchEncoder(Layer):
         """
         batch = ops.shape(tokens)[0]
         prefix = [ops.broadcast_to(t, (batch, *t.shape[1:])) for t in self.prefix]
-        if not self.has_positions:
+        if self.pos_embed is None:
             return ops.concatenate([*prefix, tokens], axis=1) if prefix else tokens
-        positions = self.positions(grid or self.table_size)
+        positions = self.position_table(grid or self.table_size)
         if self.no_embed_class:
             return ops.concatenate([*prefix, tokens + positions], axis=1)
         return ops.concatenate([*prefix, tokens], axis=1) + positions
@@ -260,7 +270,7 @@ class PatchEncoder(Layer):
         )
         return rows, columns
 
-    def positions(self, grid: tuple[Any, Any]) -> Tensor:
+    def position_table(self, grid: tuple[Any, Any]) -> Tensor:
         """The position embedding for a grid, `(1, N, D)`, or `(1, prefix + N, D)` if prefix tokens
         have positions; those are not resampled."""
         if all(isinstance(size, int) for size in grid) and grid == self.table_size:

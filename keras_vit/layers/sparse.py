@@ -11,6 +11,7 @@ from keras_vit.layers.attention import Attention, merge_heads, softmax_scores
 from keras_vit.layers.base import arguments, register
 from keras_vit.layers.mlp import as_matrix
 from keras_vit.layers.patches import pair
+from keras_vit.layers.watch import is_watched
 from keras_vit.layers.windows import part
 from keras_vit.types import Shape, Size, Tensor
 
@@ -46,10 +47,14 @@ class GridAttention(Attention):
         super().build(input_shape)
         count = self.num_prefix_tokens + self.grid[0] * self.grid[1]
         if input_shape[1] not in (None, count):
-            raise ValueError(
-                f"The layer takes {self.num_prefix_tokens} prefix tokens and a grid of "
-                f"{self.grid[0]} x {self.grid[1]} patches. Received: {input_shape[1]} tokens"
-            )
+            raise ValueError(self.wrong(input_shape[1]))
+
+    def wrong(self, count: int) -> str:
+        """What to say of another number of tokens."""
+        return (
+            f"{type(self).__name__} takes {self.num_prefix_tokens} prefix tokens and a grid of "
+            f"{self.grid[0]} x {self.grid[1]} patches. Received: {count} tokens"
+        )
 
     def allowed(self) -> np.ndarray:
         """Which patches see which, `(heads or 1, N, N)` bool."""
@@ -91,6 +96,11 @@ class GridAttention(Attention):
             raise ValueError(f"{type(self).__name__} takes no bias and no attention_mask.")
         ahead, asked = self.num_prefix_tokens, q.shape[2]
         total = ahead + self.grid[0] * self.grid[1]
+        if k.shape[2] not in (None, total):
+            raise ValueError(self.wrong(k.shape[2]))
+        if is_watched():  # the whole map: the values are equal
+            mask = ops.convert_to_tensor(self.mask()[:, :asked])
+            return super().combined(q, k, v, attention_mask=mask, training=training)
         found = []
         if ahead:
             found = [self.weighted(part(q, 2, 0, min(ahead, asked)), k, v, training=training)]

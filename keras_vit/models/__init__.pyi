@@ -217,12 +217,17 @@ class DeiTBackbone(_deit.DeiTBackbone):
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
             antialiased; FlexiViT, C-RADIO) or `"bilinear_corners"` (the same, and the position
             embedding has aligned corners; C-RADIOv3-B and H).
+        positions: `"learned"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`.
+        attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), `"axial"`
+            (`AxialAttention`), `"sparse"` (`SparseAttention`). The last two are for images of one
+            size.
         dtype: Keras dtype policy.
         num_heads, mlp_ratio and the others: as in `TransformerBlock`.
 
     Raises:
         TypeError: if an argument is positional.
-        ValueError: if an argument is unknown, or the patch size does not divide the image.
+        ValueError: if an argument or its value is unknown, or the patch size does not divide the
+            image.
     """
 
     def __init__(
@@ -245,6 +250,8 @@ class DeiTBackbone(_deit.DeiTBackbone):
         pos_drop_rate: float = 0.0,
         patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        positions: str = "learned",
+        attention: str = "full",
         num_heads: int,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
@@ -422,6 +429,8 @@ class HybridViTBackbone(_hybrid.HybridViTBackbone):
         pos_drop_rate: float = 0.0,
         patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        positions: str = "learned",
+        attention: str = "full",
         num_heads: int,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
@@ -847,12 +856,17 @@ class ViTBackbone(_vit.ViTBackbone):
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
             antialiased; FlexiViT, C-RADIO) or `"bilinear_corners"` (the same, and the position
             embedding has aligned corners; C-RADIOv3-B and H).
+        positions: `"learned"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`.
+        attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), `"axial"`
+            (`AxialAttention`), `"sparse"` (`SparseAttention`). The last two are for images of one
+            size.
         dtype: Keras dtype policy.
         num_heads, mlp_ratio and the others: as in `TransformerBlock`.
 
     Raises:
         TypeError: if an argument is positional.
-        ValueError: if an argument is unknown, or the patch size does not divide the image.
+        ValueError: if an argument or its value is unknown, or the patch size does not divide the
+            image.
     """
 
     def __init__(
@@ -875,6 +889,8 @@ class ViTBackbone(_vit.ViTBackbone):
         pos_drop_rate: float = 0.0,
         patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        positions: str = "learned",
+        attention: str = "full",
         num_heads: int,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,

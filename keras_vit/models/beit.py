@@ -55,7 +55,7 @@ class BEiTBackbone(RelPosViTBackbone):
         options |= {"class_token": True, "key_bias": False}
         return inputs, RelPosViTBackbone.trunk(inputs, kinds, **options, **trunk)
 
-    given = ("x", "kinds", "class_token", "rel_pos_dim", "drop_path")
+    given = ("x", "kinds", "class_token", "rel_pos_dim", "drop_path", "attention_options")
 
 
 @register

@@ -236,7 +236,7 @@ class EVABackbone(ViTBackbone):
             use_bias=not pre_norm,
             grid_size=grid_size,
             drop_rate=pos_drop_rate,
-            has_positions=use_abs_pos_emb,
+            positions="learned" if use_abs_pos_emb else "none",
             dtype=dtype,
             name="patch_embed",
         )(x)
@@ -254,7 +254,7 @@ class EVABackbone(ViTBackbone):
         TransformerBlock.__init__,
         EVABlock.__init__,
     )
-    given = ("x", "tables", "drop_path")
+    given = ("x", "tables", "drop_path", "attention_options")
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

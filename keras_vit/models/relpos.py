@@ -137,7 +137,7 @@ class RelPosViTBackbone(ViTBackbone):
             embed_dim=embed_dim,
             patch_size=patch_size,
             class_token=class_token,
-            has_positions=use_abs_pos_emb,
+            positions="learned" if use_abs_pos_emb else "none",
             drop_rate=pos_drop_rate,
             dtype=dtype,
             name="patch_embed",
@@ -160,7 +160,13 @@ class RelPosViTBackbone(ViTBackbone):
         return normalization(**norm, name="norm")(tokens)
 
     passes_on: ClassVar[tuple[Callable, ...]] = (trunk, TransformerBlock.__init__)
-    given: ClassVar[tuple[str, ...]] = ("x", "kinds", "use_abs_pos_emb", "drop_path")
+    given: ClassVar[tuple[str, ...]] = (
+        "x",
+        "kinds",
+        "use_abs_pos_emb",
+        "drop_path",
+        "attention_options",
+    )
 
     def resizers(self, old: Mapping[str, Any]) -> dict[str, Resizer]:
         """Adapt the tables of positions to another grid, and the patch kernel to another patch size

@@ -13,8 +13,10 @@ from keras_vit import checks
 from keras_vit.layers.base import Stream, register
 from keras_vit.layers.block import TransformerBlock
 from keras_vit.layers.drop import drop_path_rates
+from keras_vit.layers.kinds import options_of
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import PatchEncoder, check_divides, pair
+from keras_vit.layers.positions import sincos
 from keras_vit.layers.resample import RESAMPLE
 from keras_vit.models.base import Backbone, Resizer
 from keras_vit.models.classifier import ImageClassifier
@@ -52,12 +54,17 @@ class ViTBackbone(Backbone):
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
             antialiased; FlexiViT, C-RADIO) or `"bilinear_corners"` (the same, and the position
             embedding has aligned corners; C-RADIOv3-B and H).
+        positions: `"learned"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`.
+        attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), `"axial"`
+            (`AxialAttention`), `"sparse"` (`SparseAttention`). The last two are for images of one
+            size.
         dtype: Keras dtype policy.
         num_heads, mlp_ratio and the others: as in `TransformerBlock`.
 
     Raises:
         TypeError: if an argument is positional.
-        ValueError: if an argument is unknown, or the patch size does not divide the image.
+        ValueError: if an argument or its value is unknown, or the patch size does not divide the
+            image.
     """
 
     @staticmethod
@@ -92,6 +99,8 @@ class ViTBackbone(Backbone):
         pos_drop_rate: float = 0.0,
         patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        positions: str = "learned",
+        attention: str = "full",
         dtype: Any = None,
         **block: Any,
     ) -> Tensor:
@@ -99,7 +108,7 @@ class ViTBackbone(Backbone):
         prefix + N, D)`."""
         norm = {"norm": block["norm"], "epsilon": block["norm_eps"], "dtype": dtype}
         # Linear projection of patches, class token and position embedding (equation 1).
-        x = PatchEncoder(
+        embed = PatchEncoder(
             embed_dim=embed_dim,
             patch_size=patch_size,
             class_token=class_token,
@@ -112,9 +121,13 @@ class ViTBackbone(Backbone):
             grid_size=grid_size,
             drop_rate=pos_drop_rate,
             patch_drop_rate=patch_drop_rate,
+            positions=positions,
             dtype=dtype,
             name="patch_embed",
-        )(x)
+        )
+        grid = [size and size // patch_size for size in x.shape[1:3]]
+        block["attention_options"] = options_of(attention, grid, embed.num_prefix_tokens)
+        x = embed(x)
         if pre_norm:
             x = normalization(**norm, name="norm_pre")(x)
         # Transformer encoder (equations 2 and 3), and its final norm (equation 4).
@@ -123,7 +136,7 @@ class ViTBackbone(Backbone):
         return normalization(**norm, name="norm")(x) if final_norm else x
 
     passes_on: ClassVar[tuple[Callable, ...]] = (trunk, TransformerBlock.__init__)
-    given: ClassVar[tuple[str, ...]] = ("x", "drop_path")
+    given: ClassVar[tuple[str, ...]] = ("x", "drop_path", "attention_options")
 
     @staticmethod
     def grid(options: Mapping[str, Any]) -> tuple[int, int]:
@@ -139,8 +152,14 @@ class ViTBackbone(Backbone):
         grids, patch = (self.grid(old), self.grid_size), pair(old["patch_size"])
         prefix = 0 if self.option("no_embed_class") else self.num_prefix_tokens
         resample = self.options["resample"]
+
+        def table(x, shape):
+            if self.option("positions") == "sincos2d":
+                return sincos(grids[1], shape[-1], prefix)[None]
+            return resize_positions(x, *grids, prefix, resample)
+
         return {
-            "patch_embed/pos_embed": lambda x, shape: resize_positions(x, *grids, prefix, resample),
+            "patch_embed/pos_embed": table,
             "patch_embed/proj/kernel": lambda x, shape: resize_patches(x, shape, patch, resample),
         }
 

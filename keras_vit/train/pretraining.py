@@ -12,6 +12,7 @@ from keras import ops
 from keras_vit.layers import PatchEncoder, Patches, TransformerBlock
 from keras_vit.layers.base import initial
 from keras_vit.layers.norm import normalization
+from keras_vit.layers.positions import sincos
 from keras_vit.layers.tokens import take
 from keras_vit.models.base import Backbone
 from keras_vit.models.trainer import ImageTrainer
@@ -148,16 +149,12 @@ class MAE(Pretraining):
         self.mask_ratio, self.norm_pix = mask_ratio, norm_pix
         self.visible = max(int(self.count * (1 - mask_ratio)), 1)
         self.prefix = self.embed.num_prefix_tokens
-        table = sincos(self.grid, self.width)
-        if self.embed.pos_embed.shape[1] > self.count:
-            table = np.concatenate([np.zeros((self.prefix, self.width), "float32"), table])
-        self.embed.pos_embed.assign(table[None])
+        ahead = self.embed.pos_embed.shape[1] - self.count
+        self.embed.pos_embed.assign(sincos(self.grid, self.width, ahead)[None])
         dtype = backbone.dtype_policy
         self.decoder_embed = keras.layers.Dense(decoder_dim, dtype=dtype, name="decoder_embed")
         self.mask_token = self.token(decoder_dim, "mask_token")
-        positions = sincos(self.grid, decoder_dim)
-        nothing = np.zeros((self.prefix, decoder_dim), "float32")
-        self.decoder_positions = np.concatenate([nothing, positions])[None]
+        self.decoder_positions = sincos(self.grid, decoder_dim, self.prefix)[None]
         options = {"num_heads": decoder_heads, "dtype": dtype}
         self.decoder = [
             TransformerBlock(**options, name=f"decoder_blocks_{i}") for i in range(decoder_depth)
@@ -358,24 +355,6 @@ def _shown(model, patches, prediction, mask):
     grey = np.zeros_like(whole)  # the mean of the normalisation
     views = (whole, whole * (1 - mask) + grey * mask, whole * (1 - mask) + made * mask)
     return tuple(model.picture(view) for view in views)
-
-
-def sincos(grid: tuple[int, int], width: int) -> np.ndarray:
-    """Fixed positions `(rows * columns, width)` float32: half of the channels for the column and
-    half for the row, each sines and then cosines of frequencies 10000^(-4 k / width).
-
-    MAE's (section 3 of https://arxiv.org/abs/2111.06377; mae/util/pos_embed.py).
-
-    Raises:
-        ValueError: 4 does not divide the width.
-    """
-    if width % 4:
-        raise ValueError(f"Sines and cosines need a width divisible by 4. Received: {width}")
-    frequencies = 10000.0 ** -(np.arange(width // 4) / (width / 4))
-    rows, columns = np.meshgrid(*map(np.arange, grid), indexing="ij")
-    angles = [np.outer(axis.reshape(-1), frequencies) for axis in (columns, rows)]
-    parts = [f(angle) for angle in angles for f in (np.sin, np.cos)]
-    return np.concatenate(parts, axis=1).astype("float32")
 
 
 class Unlabelled(TrainingBatches):
