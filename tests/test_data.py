@@ -240,6 +240,7 @@ def test_autotuning_that_the_user_asked_for_stays():
     assert fed.options().autotune.enabled
 
 
+@ENDS
 @pytest.mark.parametrize("kind", [*KINDS, "list"])
 def test_evaluate_and_predict_take_data_of_any_kind(kind):
     model = classifier()
