@@ -228,7 +228,7 @@ def build_classifier(
     fresh = [] if kept else heads
     changed = {**spec.head, **head}
     if changed.get("pooling") != spec.head.get("pooling") and head.get("pooling"):
-        fresh += ["attn_pool/*", "fc_norm/*"]
+        fresh += ["attn_pool/*", "seq_pool/*", "fc_norm/*"]
     representation = representation_width(spec, tensors)
     # Where a trained head stands on this layer, both stay.
     stays = cls.keeps_pre_logits or (kept and spec.head.get("representation_size"))

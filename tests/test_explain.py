@@ -22,6 +22,8 @@ MODELS = {  # name: class, classifier's options, backbone's options, prefix toke
     "avg with token": (ViT, {"pooling": "avg"}, {}, 1),
     "avg of all": (ViT, {"pooling": "avg", "pool_include_prefix": True}, {"reg_tokens": 1}, 2),
     "token and avg": (ViT, {"pooling": "token_avg"}, {"reg_tokens": 1}, 2),
+    "tokens": (ViT, {"pooling": "tokens"}, {"reg_tokens": 2}, 3),
+    "seq": (ViT, {"pooling": "seq"}, {}, 1),
     "map": (ViT, {"pooling": "map"}, {"class_token": False}, 0),
     "map with registers": (ViT, {"pooling": "map"}, {"class_token": False, "reg_tokens": 2}, 2),
 }
@@ -182,12 +184,14 @@ def test_relevance_follows_what_the_head_reads(kind):
         "registers": total[:, 0],
         "avg of all": total.mean(1),
         "token and avg": (total[:, 0] + total[:, prefix:].mean(1)) / 2,
+        "tokens": total[:, : max(prefix, 1)].mean(1),
     }
     expected = rows.get(kind, total[:, prefix:].mean(1))
-    if kind.startswith("map"):
-        pool = model.get_layer("attn_pool")
+    if kind.startswith("map") or kind == "seq":
+        pool = model.get_layer("seq_pool" if kind == "seq" else "attn_pool")
         tokens = keras.Model(model.input, model.backbone.output)(model.preprocessor(pictures()))
-        scores = ops.convert_to_numpy(pool.scores(tokens[:, prefix:])).mean(1)
+        scores = ops.convert_to_numpy(pool.scores(tokens[:, prefix:]))
+        scores = scores.reshape(2, -1, 1, scores.shape[-1]).mean(1)
         expected = (scores @ total[:, prefix:])[:, 0]
     found = explain.relevance(model, pictures())
     assert found.shape == (2, *GRID) and found.dtype == np.float32

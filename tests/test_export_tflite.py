@@ -54,6 +54,8 @@ VARIANTS = {
     "norm after pooling": {"final_norm": False, "pooling": "avg", "fc_norm": True},
     "no norm at the end": {"final_norm": False, "pooling": "avg"},
     "both poolings": {"pooling": "token_avg"},
+    "several class tokens": {"pooling": "tokens", "reg_tokens": 2},
+    "sequence pool": {"pooling": "seq"},
     "pre-logits": {"representation_size": 40},
     "no biases": {"qkv_bias": False, "proj_bias": False},
     "hybrid": {"cls": HybridViT, "stages": [1], "patch_size": 2},

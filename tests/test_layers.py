@@ -33,6 +33,7 @@ CASES = [
     ),
     (layers.Attention, {"num_heads": 1, **BEIT3}, TOKENS, (2, 5, 8), 6),
     (layers.AttentionPool, {"num_heads": 2, "mlp_ratio": 2}, TOKENS, (2, 8), 13),
+    (layers.SequencePool, {}, TOKENS, (2, 8), 2),
     (layers.LayerScale, {"init_values": 0.1}, TOKENS, (2, 5, 8), 1),
     (layers.DropPath, {"rate": 0.3, "seed": 1}, TOKENS, (2, 5, 8), 0),
     (layers.PatchDropout, {"rate": 0.5, "num_prefix_tokens": 1}, TOKENS, (2, 5, 8), 0),
@@ -183,6 +184,15 @@ def test_attention_pool_is_one_query_and_an_mlp():
     heads = [mean[:, i] @ v[..., 4 * i : 4 * i + 4] for i in range(2)]
     x = np.concatenate(heads, -1)[:, 0] @ array(layer.proj.kernel) + array(layer.proj.bias)
     wanted = x + array(layer.mlp(layer.norm(ops.convert_to_tensor(x))))
+    np.testing.assert_allclose(array(layer(TOKENS)), wanted, atol=1e-5)
+
+
+def test_sequence_pool_is_a_mean_weighted_by_attention():
+    layer = randomized(layers.SequencePool(), TOKENS)
+    kernel, bias = (array(w).astype("float64") for w in layer.weights)
+    weights = softmax((TOKENS @ kernel + bias)[..., 0])
+    np.testing.assert_allclose(array(layer.scores(TOKENS))[:, 0], weights, atol=1e-6)
+    wanted = np.stack([weights[i] @ TOKENS[i] for i in range(len(TOKENS))])
     np.testing.assert_allclose(array(layer(TOKENS)), wanted, atol=1e-5)
 
 

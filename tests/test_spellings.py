@@ -244,6 +244,18 @@ def test_token_avg_is_named_where_timm_cannot_have_it(tmp_path):
             write(tmp_path / "back")
 
 
+@pytest.mark.parametrize("pooling", ["tokens", "seq"])
+def test_a_pooling_that_timm_does_not_have_is_named(pooling, tmp_path):
+    model = keras_vit.from_preset(directory("clip", tmp_path), pooling=pooling, num_classes=3)
+    model.save_to_preset(tmp_path / "keras")
+    x = np.random.default_rng(0).normal(size=(1, *model.image_size, 3)).astype("float32")
+    loaded = keras_vit.from_preset(tmp_path / "keras")
+    np.testing.assert_array_equal(np.asarray(loaded(x)), np.asarray(model(x)))
+    for write in (model.save_to_timm, model.save_to_transformers):
+        with pytest.raises(ValueError, match="pooling"):
+            write(tmp_path / "back")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -7,6 +7,7 @@ from keras_vit.layers.drop import DropPath, PatchDropout
 from keras_vit.layers.linear import LinearAttention
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.patches import PatchEncoder, Patches
+from keras_vit.layers.pool import SequencePool
 from keras_vit.layers.sparse import AxialAttention, SparseAttention
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PatchDropout",
     "PatchEncoder",
     "Patches",
+    "SequencePool",
     "SparseAttention",
     "TransformerBlock",
 ]

@@ -1,11 +1,14 @@
-"""Average pooling to a grid of given size."""
+"""Pooling: of a map to a grid of given size, and of tokens by learned weights."""
 
 from typing import Any
 
+import keras
 from keras import ops
 
+from keras_vit.layers.base import Layer, initial, register
+from keras_vit.layers.lora import Dense
 from keras_vit.layers.tokens import map_size
-from keras_vit.types import Tensor
+from keras_vit.types import Shape, Tensor
 
 
 def adaptive_average(x: Tensor, size: int) -> Tensor:
@@ -34,3 +37,34 @@ def _means(length: Any, size: int, dtype: str) -> Tensor:
     inside = ((place + 1) * size > cell * length) & (place * size < (cell + 1) * length)
     inside = ops.cast(inside, "float32")
     return ops.cast(inside / ops.sum(inside, axis=1, keepdims=True), dtype)
+
+
+@register
+class SequencePool(Layer):
+    """The mean of the tokens, each weighted by attention that it has from one learned vector: `(B,
+    N, D) -> (B, D)`, softmax(x w)^T x.
+
+    Equations 2 and 3 of https://arxiv.org/abs/2104.05704 (compact transformers).
+    """
+
+    def build(self, input_shape: Shape) -> None:
+        self.attention = self.child(
+            Dense, input_shape, units=1, kernel_initializer=initial(), name="attention"
+        )
+
+    @property
+    def readers(self) -> list[keras.layers.Dense]:
+        """The dense layers that read the input; what reads the output is linear in it, too."""
+        return [self.attention]
+
+    def compute_output_spec(self, x: Tensor) -> keras.KerasTensor:
+        return keras.KerasTensor((x.shape[0], x.shape[2]), self.compute_dtype)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """The weight of each token: `(B, N, D) -> (B, 1, N)`, float32; rows sum to 1."""
+        x = self.attention(ops.cast(x, self.compute_dtype))
+        return ops.transpose(ops.softmax(ops.cast(x, "float32"), axis=1), (0, 2, 1))
+
+    def call(self, x: Tensor) -> Tensor:
+        x, weights = ops.cast(x, "float32"), self.scores(x)
+        return ops.cast(ops.squeeze(ops.matmul(weights, x), axis=1), self.compute_dtype)

@@ -51,9 +51,11 @@ class ImageClassifier(
         preprocessor: what `predict`, `fit` and `evaluate` apply to raw images, or None.
         pooling: `"token"`: the class token (equation 4 of https://arxiv.org/abs/2010.11929);
             `"avg"`: the mean of the patch tokens; `"token_avg"`: both, joined to 2D (DINOv2 in
-            transformers); `"map"`: an attention pool
+            transformers); `"tokens"`: all tokens before the patches, joined (several class tokens:
+            `reg_tokens`); `"seq"`: the patch tokens, weighted by attention
+            (https://arxiv.org/abs/2104.05704); `"map"`: an attention pool
             (https://arxiv.org/abs/2106.04560).
-        pool_include_prefix: whether `"avg"` and `"map"` pool over prefix tokens, too.
+        pool_include_prefix: whether `"avg"`, `"seq"` and `"map"` pool over prefix tokens, too.
         fc_norm: a norm after the pooling, for a backbone that ends without one.
         fc_norm_eps: its epsilon; None: that of the backbone's norms.
         representation_size: width of a dense layer before the head (pre-logits; section 3.1 of
@@ -202,7 +204,7 @@ class ImageClassifier(
                 checkpoint's size.
             patch_size: in pixels; the patch kernel is resized as FlexiViT's and timm's are.
             in_channels: channels of the input; the first kernel is adapted as timm does.
-            pooling: `"token"`, `"avg"`, `"token_avg"`, `"map"`.
+            pooling: `"token"`, `"avg"`, `"token_avg"`, `"tokens"`, `"seq"`, `"map"`.
             drop_rate, drop_path_rate, patch_drop_rate: dropout before the head, stochastic depth,
                 the part of the patches that a ViT leaves out; training only.
             dtype: a Keras dtype policy, for instance `"mixed_bfloat16"`.

@@ -13,6 +13,7 @@ from keras_vit.layers.attention import AttentionPool
 from keras_vit.layers.base import KeepsFrozen, Layer, initial, register
 from keras_vit.layers.mlp import activation
 from keras_vit.layers.norm import normalization
+from keras_vit.layers.pool import SequencePool
 from keras_vit.layers.tokens import as_tokens
 from keras_vit.models.base import Backbone
 from keras_vit.types import Tensor
@@ -153,6 +154,48 @@ class TokenAndAverage(Average):
         return (self.token.weights(shape, tokens) + super().weights(shape, tokens)) / 2
 
 
+class PrefixTokens(Pooling):
+    """All tokens before the patches, joined to prefix * D: several class tokens, for instance those
+    of `reg_tokens`."""
+
+    name = "tokens"
+    reads = "all tokens before the patches, in equal parts"
+
+    def __init__(self, backbone: Backbone, include_prefix: bool = False):
+        super().__init__(backbone)
+        check_token(self.name, backbone)
+
+    def __call__(self) -> Tensor:
+        x = self.backbone.leading_tokens(self.first)
+        return ops.reshape(float32(x), (-1, self.first * x.shape[-1]))
+
+    def weights(self, shape: tuple[int, int], tokens: Callable[[], Tensor]) -> np.ndarray:
+        weights = np.zeros(shape, "float32")
+        weights[:, : self.first] = 1 / self.first
+        return weights
+
+
+class ByAttention(Pooling):
+    """The mean of the patch tokens, weighted by attention (https://arxiv.org/abs/2104.05704)."""
+
+    name = "seq"
+    linear = False
+    reads = "the patches by their weights"
+
+    def __call__(self) -> Tensor:
+        self.layer = SequencePool(dtype="float32", name="seq_pool")
+        return self.layer(self.tokens())
+
+    def weights(self, shape: tuple[int, int], tokens: Callable[[], Tensor]) -> np.ndarray:
+        weights = np.zeros(shape, "float32")
+        scores = ops.convert_to_numpy(self.layer.scores(tokens()[:, self.first :]))
+        weights[:, self.first :] = scores[:, 0]
+        return weights
+
+    def readers(self, dense: Sequence[keras.layers.Dense]) -> Sequence[keras.layers.Dense]:
+        return [*self.layer.readers, *dense]
+
+
 class Map(Pooling):
     """Multi-head attention pooling (https://arxiv.org/abs/2106.04560)."""
 
@@ -184,7 +227,7 @@ def last(value: Any) -> Any:
     return value[-1] if isinstance(value, tuple) else value
 
 
-POOLINGS = {cls.name: cls for cls in (Token, Average, TokenAndAverage, Map)}
+POOLINGS = {cls.name: cls for cls in (Token, Average, TokenAndAverage, PrefixTokens, ByAttention, Map)}
 
 
 def pooling(name: str) -> type[Pooling]:
