@@ -227,7 +227,8 @@ def last(value: Any) -> Any:
     return value[-1] if isinstance(value, tuple) else value
 
 
-POOLINGS = {cls.name: cls for cls in (Token, Average, TokenAndAverage, PrefixTokens, ByAttention, Map)}
+KINDS = (Token, Average, TokenAndAverage, PrefixTokens, ByAttention, Map)
+POOLINGS = {cls.name: cls for cls in KINDS}
 
 
 def pooling(name: str) -> type[Pooling]:
