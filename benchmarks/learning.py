@@ -3,7 +3,7 @@
     python benchmarks/learning.py scratch --data cifar10      the recipe against plain Adam
     python benchmarks/learning.py scratch --data digits
     python benchmarks/learning.py distill                     a CNN teacher's student against alone
-    python benchmarks/learning.py pretrain --method mae       1 % and 10 % of CIFAR-10's labels
+    python benchmarks/learning.py pretrain                    1 % and 10 % of CIFAR-10's labels
     python benchmarks/learning.py flowers --image-size 96     a real DeiT-Tiny: what is trained
 
 All programs of a comparison have the same number of steps. --steps, --seeds and --pictures are the
@@ -59,8 +59,8 @@ def handwriting(shared, count, seed):
     ]
 
 
-def vit(patch_size, channels=3, seed=0, distilled=False, drop_path=0.05):
-    """A ViT of 1.8 M parameters for pictures of 32 x 32."""
+def vit(patch_size, channels=3, seed=0, distilled=False, drop_path=0.05, width=192):
+    """A ViT for pictures of 32 x 32: of 1.8 M parameters with a width of 192."""
     keras.utils.set_random_seed(seed)
     cls = keras_vit.DeiT if distilled else keras_vit.ViT
     token = {"distillation_token": True} if distilled else {}
@@ -68,9 +68,9 @@ def vit(patch_size, channels=3, seed=0, distilled=False, drop_path=0.05):
         image_size=32,
         patch_size=patch_size,
         in_channels=channels,
-        embed_dim=192,
+        embed_dim=width,
         depth=4,
-        num_heads=3,
+        num_heads=width // 64,
         drop_path_rate=drop_path,
         **token,
     )
@@ -179,37 +179,44 @@ def distill(options, seed):
         yield name, accuracy(student, *test)
 
 
-def pretrain(options, seed):
-    """A backbone pre-trained on all pictures, then 1 % and 10 % of the labels; and from scratch."""
-    training, test = cifar10(options.shared, options.pictures, seed)
-    extra = {
-        "mae": {"decoder_dim": 96, "decoder_depth": 2, "decoder_heads": 3},
-        "simmim": {"mask_unit": 8},
-        "masked_patches": {},
-    }[options.method]
-    before = vit(options.patch_size, seed=seed)
-    method = train.pretraining.METHODS[options.method]
-    model = method(before.backbone, before.preprocessor, **extra)
-    epochs = epochs_for(options.steps, len(training[1]), options.batch)
+DECODER = {"decoder_dim": 96, "decoder_depth": 2, "decoder_heads": 3}
+METHODS = {"mae": DECODER, "simmim": {"mask_unit": 8}, "masked_patches": {}}
+
+
+def encoder(options, method, images):
+    """The weights of a backbone that is pre-trained on all pictures; seconds and the last loss."""
+    before = vit(options.patch_size, width=options.width)
+    model = train.pretraining.METHODS[method](
+        before.backbone, before.preprocessor, **METHODS[method]
+    )
     start = time.perf_counter()
     history = train.pretrain(
-        model, training[0], epochs, batch_size=options.batch, learning_rate=1e-3, seed=seed,
-        verbose=0,
+        model, images, epochs_for(options.steps, len(images), options.batch),
+        batch_size=options.batch, learning_rate=options.pretraining_rate, verbose=0,
     ).history["loss"]  # fmt: skip
-    yield "seconds", time.perf_counter() - start
-    yield "last loss", history[-1]
-    weights = model.backbone.get_weights()
+    return model.backbone.get_weights(), time.perf_counter() - start, history[-1]
+
+
+def pretrain(options, seed):
+    """A backbone pre-trained on all pictures, then 1 % and 10 % of the labels; and from scratch."""
+    training, test = cifar10(options.shared, options.pictures, 0)
+    if not hasattr(options, "encoders"):  # one for all seeds, which draw the labels
+        options.encoders = {"scratch": None}
+        for method in options.method:
+            options.encoders[method], seconds, loss = encoder(options, method, training[0])
+            yield f"{method}, seconds", seconds
+            yield f"{method}, last loss", loss
+    drawn = np.random.default_rng(seed).permutation(len(training[1]))
     for part in (0.01, 0.1):
-        count = max(int(part * len(training[1])), 20)
-        few = training[0][:count], training[1][:count]
-        for name in ("scratch", options.method):
-            classifier = vit(options.patch_size, seed=seed)
-            if name != "scratch":
+        rows = drawn[: max(int(part * len(drawn)), 20)]
+        for name, weights in options.encoders.items():
+            classifier = vit(options.patch_size, seed=seed, width=options.width)
+            if weights is not None:
                 classifier.backbone.set_weights(weights)
             train.finetune(
-                classifier, few, None, epochs_for(options.steps // 2, count, 32), batch_size=32,
-                learning_rate=5e-4, layer_decay=1.0 if name == "scratch" else 0.75, seed=seed,
-                verbose=0,
+                classifier, (training[0][rows], training[1][rows]), None,
+                epochs_for(options.fine_tuning_steps, len(rows), 32), batch_size=32,
+                learning_rate=1e-3, seed=seed, verbose=0,
             )  # fmt: skip
             yield f"{name}, {part:.0%} of the labels", accuracy(classifier, *test)
 
@@ -257,7 +264,10 @@ def main():
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"))
     parser.add_argument("--data", choices=("cifar10", "digits"), default="cifar10")
-    parser.add_argument("--method", choices=("mae", "simmim", "masked_patches"), default="mae")
+    parser.add_argument("--method", choices=METHODS, nargs="+", default=["mae", "simmim"])
+    parser.add_argument("--width", type=int, default=192, help="of the models of `pretrain`")
+    parser.add_argument("--pretraining-rate", type=float, default=1e-3)
+    parser.add_argument("--fine-tuning-steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=20_000)
