@@ -131,11 +131,11 @@ def scratch(options, seed):
 
 
 def teacher(options, recipe):
-    """A CNN of 0.3 M parameters for pixels in 0..255, trained with the student's augmentation."""
+    """A CNN of 0.28 M parameters for pixels in 0..255, trained with the student's augmentation."""
     keras.utils.set_random_seed(0)
     x = inputs = keras.Input((32, 32, 3))
-    for width in (32, 64, 128):
-        for _ in range(2):
+    for width, depth in ((32, 1), (64, 2), (128, 2)):
+        for _ in range(depth):
             x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
             x = keras.layers.Activation("relu")(keras.layers.BatchNormalization()(x))
         x = keras.layers.MaxPooling2D()(x)
@@ -272,7 +272,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=20_000)
     parser.add_argument("--teacher-pictures", type=int, default=20_000)
-    parser.add_argument("--teacher-steps", type=int, default=2500)
+    parser.add_argument("--teacher-steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--patch-size", type=int, default=4, help="of models from scratch")
