@@ -1,13 +1,21 @@
-"""Kinds of attention and positions: cost against the number of tokens, and what they learn.
+"""Kinds of attention, positions, patches and heads: cost, and what they learn.
 
     python benchmarks/variants.py cost [--sides 32 48 64 80] [--rounds N]
-    python benchmarks/variants.py accuracy [--steps N] [--pictures N] [--seeds N]
+    python benchmarks/variants.py accuracy [--seeds N] [--seed K] [--done FILE...] [--plot FILE]
+    python benchmarks/variants.py heads [--steps N] [--rates 3e-4 1e-3 3e-3]
 
 cost: one layer of 4 heads and 192 channels on a grid of side x side patches and one class token,
 inference in float32, batch size 1, two threads; each layer in its own process, in alternation. The
 slope is that of log(time) over log(tokens) at the three largest grids: 2 is quadratic, 1 linear.
-Memory is the growth of the process's peak in the first call. accuracy: a ViT of 1.8 M parameters on
-CIFAR-10 (../shared/images), plain `fit` with AdamW, one value per choice and seed.
+Memory is the growth of the process's peak in the first call.
+
+accuracy: a ViT of 0.46 M parameters, 64 patches, on CIFAR-10 (../shared/images), plain `fit` with
+AdamW, one value per choice and seed; beside it milliseconds per picture (inference, batches of 64,
+all models in one process, in alternation, medians) and the growth of the peak of memory in the
+first training step of 64 pictures, in MiB, in a process of its own.
+
+heads: the same ViT with a class token and with a mean over the patches, at several learning rates
+(appendix D.3 of the ViT paper: each needs its own).
 """
 
 import argparse
@@ -22,6 +30,7 @@ import common
 WIDTH, HEADS = 192, 4
 KINDS = ("full", "linear", "performer", "axial", "sparse")
 POSITIONS = ("learned", "sincos2d", "none")
+POOLINGS = ("token", "avg", "tokens", "seq", "map")
 
 
 def prepared(kind, side):
@@ -83,55 +92,168 @@ def cost(options):
     rows("MiB", options.sides, memory)
 
 
-def model(seed, **choice):
+HEAD = ("pooling",)  # choices of the classifier; the others are the backbone's
+
+
+def choices():
+    """The model as it is, and with one change each."""
+    yield {}
+    yield from ({"attention": kind} for kind in KINDS[1:])
+    yield from ({"positions": kind} for kind in POSITIONS[1:])
+    yield from ({"pooling": kind} for kind in POOLINGS[1:])
+
+
+def named(choice):
+    return "plain" if not choice else ", ".join(f'{key}="{v}"' for key, v in choice.items())
+
+
+def model(seed=0, rate=1e-3, **choice):
     import keras
 
     import keras_vit
     from keras_vit.images import ImageConverter, ImagePreprocessor
 
     keras.utils.set_random_seed(seed)
+    head = {key: choice.pop(key) for key in HEAD if key in choice}
+    if head.get("pooling") == "tokens":
+        choice["reg_tokens"] = 3
     backbone = keras_vit.ViTBackbone(
-        image_size=32, patch_size=4, embed_dim=WIDTH, depth=4, num_heads=HEADS, **choice
+        image_size=32, patch_size=4, embed_dim=96, depth=4, num_heads=HEADS, **choice
     )
     converter = ImageConverter(32, mean=[0.5] * 3, std=[0.25] * 3, crop_pct=1.0)
-    return keras_vit.ViT(backbone, 10, preprocessor=ImagePreprocessor(converter))
+    made = keras_vit.ViT(backbone, 10, preprocessor=ImagePreprocessor(converter), **head)
+    made.compile(
+        keras.optimizers.AdamW(rate, weight_decay=0.05),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=False,
+    )
+    return made
+
+
+STEP = """
+import numpy as np
+import variants
+model = variants.model(**{choice!r})
+x, y = np.zeros((64, 32, 32, 3), "float32"), np.zeros(64, int)
+before = variants.peak()
+model.train_on_batch(x, y)
+print("RESULT", variants.peak() - before)
+"""
+
+
+def times(options):
+    """Milliseconds per picture of each choice."""
+    import time
+
+    import numpy as np
+    import tensorflow as tf
+
+    x = tf.constant(np.random.default_rng(0).normal(size=(64, 32, 32, 3)), tf.float32)
+    calls = {}
+    for choice in choices():
+        made = model(**choice)
+        calls[named(choice)] = tf.function(lambda x, made=made: made(x, training=False))
+    seconds = {name: [] for name in calls}
+    for _ in range(options.rounds * 4 + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(x).numpy()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found[1:]) / 64 * 1e3 for name, found in seconds.items()}
+
+
+def trained(options, seed, data, **choice):
+    """The accuracy after `fit`, and the number of parameters."""
+    import learning
+
+    training, test = data
+    made = model(seed, **choice)
+    epochs = learning.epochs_for(options.steps, len(training[1]), options.batch)
+    made.fit(*training, batch_size=options.batch, epochs=epochs, seed=seed, verbose=0)
+    return learning.accuracy(made, *test), made.count_params()
 
 
 def accuracy(options):
-    import keras
     import learning
 
-    choices = [{"attention": kind} for kind in KINDS]
-    choices += [{"positions": kind} for kind in POSITIONS[1:]]
-    results = {}
-    for seed in range(options.seeds):
-        training, test = learning.cifar10(options.shared, options.pictures, seed)
-        epochs = learning.epochs_for(options.steps, len(training[1]), options.batch)
-        for choice in choices:
-            made = model(seed, **choice)
-            made.compile(
-                keras.optimizers.AdamW(1e-3, weight_decay=0.05),
-                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                jit_compile=False,
-            )
-            made.fit(*training, batch_size=options.batch, epochs=epochs, seed=seed, verbose=0)
-            ((name, kind),) = choice.items()
-            value = learning.accuracy(made, *test)
-            results.setdefault((name, kind, made.count_params()), []).append(value)
-            print(json.dumps({"seed": seed, name: kind, "value": round(value, 4)}), flush=True)
-    print("\n| choice | parameters | accuracy | seeds |\n|---|--:|--:|---|")
-    for (name, kind, params), values in results.items():
-        each = ", ".join(f"{v:.3f}" for v in values)
-        print(f"| {name}={kind} | {params} | {statistics.mean(values):.3f} | {each} |")
+    text = "".join(path.read_text() for path in options.done or ())
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    done = {(line["seed"], line["choice"]): line for line in lines}
+    rows = {}
+    seeds = range(options.seeds) if options.seed is None else [options.seed]
+    for seed in seeds:
+        data = learning.cifar10(options.shared, options.pictures, seed)
+        for choice in choices():
+            name = named(choice)
+            line = done.get((seed, name))
+            if line is None:
+                value, parameters = trained(options, seed, data, **choice)
+                line = {"seed": seed, "choice": name, "value": value, "parameters": parameters}
+                print(json.dumps(line), flush=True)
+            rows.setdefault(name, (line["parameters"], []))[1].append(line["value"])
+    if options.seed is not None:
+        return
+    milliseconds = times(options)
+    memory = {named(c): common.medians({0: STEP.format(choice=c)}, 1)[0][0] for c in choices()}
+    print("\n| choice | parameters | ms per picture | MiB per step | accuracy | seeds |")
+    print("|---|--:|--:|--:|--:|---|")
+    for name, (parameters, values) in rows.items():
+        each = ", ".join(f"{v:.1%}" for v in values)
+        cells = (f"{parameters:,}", f"{milliseconds[name]:.2f}", f"{memory[name]:.0f}")
+        print(f"| {name} | {' | '.join(cells)} | {statistics.mean(values):.1%} | {each} |")
+    if options.plot:
+        plot({name: (milliseconds[name], v) for name, (_, v) in rows.items()}, options.plot)
+
+
+def plot(points, path):
+    """Accuracy against time: the mean of the seeds, and lines from the least to the largest."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
+    axes = figure.subplots()
+    for name, (milliseconds, values) in points.items():
+        kind = name.split("=")[0]
+        colour = {"plain": "black", "attention": "C0", "positions": "C1", "patches": "C2"}
+        mean = statistics.mean(values)
+        off = [[mean - min(values)], [max(values) - mean]]
+        axes.errorbar(milliseconds, mean, off, fmt="o", color=colour.get(kind, "C3"), capsize=2)
+        axes.annotate(
+            name.split('"')[1] if "=" in name else name, (milliseconds, mean),
+            xytext=(5, 4), textcoords="offset points", fontsize=8,
+        )  # fmt: skip
+    axes.set_xlabel("inference, ms per picture")
+    axes.set_ylabel("accuracy on CIFAR-10")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    figure.savefig(path, dpi=150)
+
+
+def heads(options):
+    import learning
+
+    print("| learning rate |" + "".join(f" {kind} |" for kind in POOLINGS[:2]))
+    print("|---|" + "--:|" * 2)
+    for rate in options.rates:
+        cells = []
+        for kind in POOLINGS[:2]:
+            values = []
+            for seed in range(options.seeds):
+                data = learning.cifar10(options.shared, options.pictures, seed)
+                values.append(trained(options, seed, data, rate=rate, pooling=kind)[0])
+            cells.append(f"{statistics.mean(values):.1%}")
+        print(f"| {rate:g} | " + " | ".join(cells) + " |", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("cost", "accuracy"), default="cost")
+    parser.add_argument("what", nargs="?", choices=("cost", "accuracy", "heads"), default="cost")
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 48, 64, 80])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--pictures", type=int, default=10_000)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
+    parser.add_argument("--seed", type=int, help="this one alone, and no table")
+    parser.add_argument("--done", type=pathlib.Path, nargs="*", help="what was printed before")
+    parser.add_argument("--plot", type=pathlib.Path, help="a PNG of accuracy against time")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"))
@@ -143,10 +265,8 @@ def main():
         for _ in range(3):
             run()
         alternation.serve(run)
-    elif options.what == "cost":
-        cost(options)
     else:
-        accuracy(options)
+        {"cost": cost, "accuracy": accuracy, "heads": heads}[options.what](options)
 
 
 if __name__ == "__main__":
