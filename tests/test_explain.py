@@ -127,6 +127,8 @@ def test_many_pictures_in_steps_equal_single_ones(tmp_path):
     [
         (3, "indices from -3 to 2"),
         ([3], "indices from -3 to 2"),
+        (1.0, "indices from -3 to 2"),
+        ("first", "indices from -3 to 2"),
         ([], "indices"),
         ([0, -4], r"\[0, -4\]"),
     ],

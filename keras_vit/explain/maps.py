@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -205,8 +205,9 @@ def indices(chosen: int | Sequence[int] | None, count: int, what: str) -> list[i
     """
     if chosen is None:
         return list(range(count))
-    several = [int(chosen)] if isinstance(chosen, (int, np.integer)) else list(chosen)
-    wrong = [i for i in several if not -count <= i < count]
+    several = [*chosen] if isinstance(chosen, Iterable) else [chosen]
+    whole = (int, np.integer)
+    wrong = [i for i in several if not isinstance(i, whole) or not -count <= i < count]
     if wrong or not several:
         raise ValueError(
             f"{what} must be indices from {-count} to {count - 1}. Received: {several}"

@@ -272,7 +272,7 @@ def _kind(model):
         differing = f": {', '.join(odd[kind])} differ from a plain one's" if kind else ""
         raise ValueError(
             f"transformers has no class for a {type(model).__name__} like this{differing}. "
-            "save_to_timm() keeps everything."
+            "save_to_preset() keeps everything."
         )
     return kind, tables[kind]
 
