@@ -21,7 +21,6 @@ heads: the same ViT with a class token and with a mean over the patches, at seve
 import argparse
 import json
 import pathlib
-import resource
 import statistics
 
 import alternation
@@ -52,8 +51,9 @@ def prepared(kind, side):
 
 
 def peak():
-    """The largest memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The largest memory of this process so far, in MiB. (ru_maxrss begins with the parent's.)"""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 MEMORY = """
