@@ -5,8 +5,9 @@ from typing import Any
 
 from keras_vit.layers.attention import Attention
 from keras_vit.layers.base import one_of
+from keras_vit.layers.grid import GridAttention
 from keras_vit.layers.linear import LinearAttention
-from keras_vit.layers.sparse import AxialAttention, GridAttention, SparseAttention
+from keras_vit.layers.sparse import AxialAttention, SparseAttention
 
 ATTENTIONS: dict[str, tuple[type[Attention], dict[str, Any]]] = {
     "full": (Attention, {}),
