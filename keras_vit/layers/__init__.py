@@ -7,12 +7,21 @@ from keras_vit.layers.drop import DropPath, PatchDropout
 from keras_vit.layers.linear import LinearAttention
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.patches import PatchEncoder, Patches
+from keras_vit.layers.pooling import PoolingAttention
+from keras_vit.layers.positional import (
+    RelativePositionAttention,
+    RotaryPositionAttention,
+    ShawAttention,
+)
+from keras_vit.layers.positions import AxialPositions
+from keras_vit.layers.shifted import ShiftedWindowAttention
 from keras_vit.layers.sparse import AxialAttention, SparseAttention
 
 __all__ = [
     "Attention",
     "AttentionPool",
     "AxialAttention",
+    "AxialPositions",
     "DepthwiseConv",
     "DropPath",
     "LayerScale",
@@ -21,6 +30,11 @@ __all__ = [
     "PatchDropout",
     "PatchEncoder",
     "Patches",
+    "PoolingAttention",
+    "RelativePositionAttention",
+    "RotaryPositionAttention",
+    "ShawAttention",
+    "ShiftedWindowAttention",
     "SparseAttention",
     "TransformerBlock",
 ]
