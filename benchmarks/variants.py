@@ -1,7 +1,7 @@
 """Kinds of attention and positions: cost against the number of tokens, and what they learn.
 
-    python benchmarks/variants.py cost [--sides 32 48 64 80] [--rounds N]
-    python benchmarks/variants.py accuracy [--steps N] [--pictures N] [--seeds N]
+    python benchmarks/variants.py cost [--kinds full linear ...] [--sides 32 48 64 80] [--rounds N]
+    python benchmarks/variants.py accuracy [--kinds ...] [--positions ...] [--steps N] [--seeds N]
 
 cost: one layer of 4 heads and 192 channels on a grid of side x side patches and one class token,
 inference in float32, batch size 1, two threads; each layer in its own process, in alternation. The
@@ -20,8 +20,9 @@ import alternation
 import common
 
 WIDTH, HEADS = 192, 4
-KINDS = ("full", "linear", "performer", "axial", "sparse")
-POSITIONS = ("learned", "sincos2d", "none")
+KINDS = ("full", "linear", "performer", "axial", "sparse", "window", "pooling", "relative", "shaw")
+KINDS += ("rotary",)
+POSITIONS = ("learned", "learned2d", "sincos2d", "relative", "rotary", "none")
 
 
 def prepared(kind, side):
@@ -33,7 +34,8 @@ def prepared(kind, side):
 
     tf.config.threading.set_intra_op_parallelism_threads(alternation.THREADS)
     cls, options = kinds.ATTENTIONS[kind]
-    own = dict(kinds.options_of(kind, (side, side), 1) or {})
+    *_, own = kinds.options_of(kind, "none", (side, side), 1, depth=2)  # windows: shifted
+    own = dict(own or {})
     own.pop("kind", None)
     layer = cls(HEADS, **options, **own)
     x = tf.constant(np.random.default_rng(0).normal(size=(1, 1 + side**2, WIDTH)), tf.float32)
@@ -56,13 +58,14 @@ print("RESULT", variants.peak() - before)
 """
 
 
-def rows(title, sides, measured):
+def rows(title, options, measured):
     """A table, with the slope of the last three columns."""
     import numpy as np
 
+    sides = options.sides
     print(f"\n| {title} | " + " | ".join(f"{n} x {n}" for n in sides) + " | slope |")
     print("|---|" + "--:|" * (len(sides) + 1))
-    for kind in KINDS:
+    for kind in options.kinds:
         values = [measured[kind, side] for side in sides]
         logs = np.log([side**2 for side in sides]), np.log(values)
         slope = np.polyfit(*(part[-3:] for part in logs), 1)[0]
@@ -70,17 +73,17 @@ def rows(title, sides, measured):
 
 
 def cost(options):
-    cases = [(kind, side) for side in options.sides for kind in KINDS]
+    cases = [(kind, side) for side in options.sides for kind in options.kinds]
     seconds = {}
     for side in options.sides:  # few processes at a time
         commands = {c: (__file__, "--worker", *c) for c in cases if c[1] == side}
         seconds |= alternation.medians(alternation.alternate(commands, options.rounds))
-    rows("ms", options.sides, {case: value * 1e3 for case, value in seconds.items()})
+    rows("ms", options, {case: value * 1e3 for case, value in seconds.items()})
     memory = {
         (kind, side): common.medians({0: MEMORY.format(kind=kind, side=side)}, 1)[0][0]
         for kind, side in cases
     }
-    rows("MiB", options.sides, memory)
+    rows("MiB", options, memory)
 
 
 def model(seed, **choice):
@@ -101,8 +104,8 @@ def accuracy(options):
     import keras
     import learning
 
-    choices = [{"attention": kind} for kind in KINDS]
-    choices += [{"positions": kind} for kind in POSITIONS[1:]]
+    choices = [{"attention": kind} for kind in KINDS if kind in options.kinds]
+    choices += [{"positions": kind} for kind in POSITIONS[1:] if kind in options.positions]
     results = {}
     for seed in range(options.seeds):
         training, test = learning.cifar10(options.shared, options.pictures, seed)
@@ -129,6 +132,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=("cost", "accuracy"), default="cost")
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 48, 64, 80])
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
+    parser.add_argument("--positions", nargs="*", choices=POSITIONS, default=POSITIONS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--pictures", type=int, default=10_000)

@@ -107,17 +107,20 @@ class PartialAttention(GridAttention):
         """
         raise NotImplementedError
 
-    def between(self) -> Tensor | None:
-        """The bias of each pair of patches that see each other, `(1, heads, N, N)`, or None."""
+    def prefix_bias(self) -> Tensor | None:
+        """The bias of prefix tokens' logits, `(1, heads, prefix, prefix + N)`, or None."""
+        return None
+
+    def total_bias(self) -> Tensor | None:
+        """The bias of all tokens' logits, `(1, heads, prefix + N, prefix + N)`, or None."""
         return None
 
     def whole(self, queries: int | None = None) -> dict[str, Tensor]:
         """`bias` and `attention_mask` of `Attention` for the whole map."""
-        ahead, bias = self.num_prefix_tokens, self.between()
+        ahead, bias = self.num_prefix_tokens, self.total_bias()
         mask = np.pad(self.allowed(), ((0, 0), (ahead, 0), (ahead, 0)), constant_values=True)
-        if bias is not None:
-            bias = ops.pad(bias, ((0, 0), (0, 0), (ahead, 0), (ahead, 0)))[:, :, :queries]
-        return {"bias": bias, "attention_mask": ops.convert_to_tensor(mask[:, :queries])}
+        mask = ops.convert_to_tensor(mask[:, :queries])
+        return {"bias": None if bias is None else bias[:, :, :queries], "attention_mask": mask}
 
     def scores(self, x: Tensor, bias: Tensor = None, attention_mask: Tensor = None) -> Tensor:
         """The attention map: `(B, prefix + N, D) -> (B, heads, prefix + N, prefix + N)`, float32; 0
@@ -141,7 +144,9 @@ class PartialAttention(GridAttention):
             return super().combined(q, k, v, **self.whole(asked), training=training)
         found = []
         if ahead:
-            found = [self.weighted(part(q, 2, 0, min(ahead, asked)), k, v, training=training)]
+            first, bias = min(ahead, asked), self.prefix_bias()
+            bias = None if bias is None else bias[:, :, :first]
+            found = [self.weighted(part(q, 2, 0, first), k, v, bias, training=training)]
         if asked > ahead:
             (*_, q), (*keys, k), (*vals, v) = map(self.parted, (self.full(q), k, v))
             values = self.patches(q, k, v, [*keys, *vals], training)

@@ -128,7 +128,8 @@ class ShawAttention(GridAttention):
     patch i sees them, are k_j + a^K_ij and v_j + a^V_ij. On a grid a_ij is the sum of a vector for
     the distance in rows and one for that in columns (equation 3 of
     https://arxiv.org/abs/1904.09925), each clipped to `max_distance`. The heads share the vectors.
-    From and to prefix tokens a_ij is 0.
+    Prefix tokens have no distance: three more vectors are a_ij from a prefix token to a patch, from
+    a patch to a prefix token, and between prefix tokens.
 
     Args:
         max_distance: k in the paper: all longer distances, in rows or in columns, count as this
@@ -166,14 +167,17 @@ class ShawAttention(GridAttention):
             self.relative_vals = self.vectors("values", input_shape[-1])
 
     def vectors(self, of: str, width: int) -> list[Any]:
-        """The vectors of rows and of columns, `(2 * reach + 1, d)` each; key minus query."""
+        """The vectors of rows and of columns, `(2 * reach + 1, d)` each, key minus query; and those
+        of prefix tokens, `(3, d)`, if there are any."""
+        counts = {axis: 2 * n + 1 for axis, n in zip(("rows", "columns"), self.reach, strict=True)}
+        counts |= {"prefix": 3} if self.num_prefix_tokens else {}
         return [
             self.add_weight(
-                shape=(2 * reach + 1, width // self.num_heads),
+                shape=(count, width // self.num_heads),
                 initializer=initial(),
                 name=f"relative_{of}_{axis}",
             )
-            for reach, axis in zip(self.reach, ("rows", "columns"), strict=True)
+            for axis, count in counts.items()
         ]
 
     def of_pairs(self, vectors: Sequence[Any], axis: int) -> Tensor:
@@ -207,15 +211,37 @@ class ShawAttention(GridAttention):
         x = x + ops.transpose(by_column, (0, 2, 1, 3))
         return ops.reshape(x, (-1, heads, rows * columns, x.shape[-1]))
 
-    def bias(self, q: Tensor) -> Tensor | None:
-        """What a^K adds to the logits, `(B, heads, queries, prefix + N)`; None for prefix tokens
-        alone."""
-        ahead, asked = self.num_prefix_tokens, q.shape[2]
+    def bias(self, q: Tensor) -> Tensor:
+        """What a^K adds to the logits, `(B, heads, queries, prefix + N)`."""
+        if not (ahead := self.num_prefix_tokens):
+            return self.logits(self.full(q))[:, :, : q.shape[2]]
+        asked, count = q.shape[2], self.count - ahead
+        vectors = ops.cast(ops.convert_to_tensor(self.relative_keys[2]), q.dtype)
+        to_patch, to_prefix, inside = ops.split(ops.matmul(q, ops.transpose(vectors)), 3, axis=-1)
+        first = [ops.repeat(x[:, :, :ahead], n, 3) for x, n in ((inside, ahead), (to_patch, count))]
+        first = ops.concatenate(first, axis=3)
         if asked <= ahead:
-            return None
-        found = self.logits(self.parted(self.full(q))[-1])
-        found = ops.pad(found, ((0, 0), (0, 0), (ahead, 0), (ahead, 0)))
-        return found if asked == self.count else found[:, :, :asked]
+            return first
+        found = self.logits(self.parted(self.full(q))[-1])[:, :, : asked - ahead]
+        found = ops.concatenate([ops.repeat(to_prefix[:, :, ahead:], ahead, 3), found], axis=3)
+        return ops.concatenate([first, found], axis=2)
+
+    def relative(self, scores: Tensor) -> Tensor:
+        """What a^V adds to the weighted values: `(B, heads, queries, prefix + N) -> (B, heads,
+        queries, d)`."""
+        if not (ahead := self.num_prefix_tokens):
+            return self.values(self.full(scores))[:, :, : scores.shape[2]]
+        asked = scores.shape[2]
+        vectors = ops.cast(ops.convert_to_tensor(self.relative_vals[2]), scores.dtype)
+        to_patch, to_prefix, inside = (vectors[i : i + 1] for i in range(3))
+        tokens = ops.sum(scores[..., :ahead], axis=-1, keepdims=True)  # the weight of all of them
+        patches = ops.sum(scores[:, :, :ahead, ahead:], axis=-1, keepdims=True)
+        first = tokens[:, :, :ahead] * inside + patches * to_patch
+        if asked <= ahead:
+            return first
+        found = self.values(self.parted(self.full(scores))[-1][..., ahead:])
+        found = found[:, :, : asked - ahead] + tokens[:, :, ahead:] * to_prefix
+        return ops.concatenate([first, found], axis=2)
 
     def scores(self, x: Tensor, bias: Tensor = None, attention_mask: Tensor = None) -> Tensor:
         """The attention map: `(B, prefix + N, D) -> (B, heads, prefix + N, prefix + N)`, float32;
@@ -234,13 +260,9 @@ class ShawAttention(GridAttention):
     ) -> Tensor:
         refuse(self, bias, attention_mask)
         self.check(k.shape[2])
-        ahead, asked = self.num_prefix_tokens, q.shape[2]
-        if not self.relative_values or asked <= ahead:
+        if not self.relative_values:
             return super().combined(q, k, v, self.bias(q), training=training)
         scores = ops.cast(watched("attention", softmax_scores(q, k, self.bias(q))), v.dtype)
         scores = self.drop(scores, training=training)
-        found = self.values(self.parted(self.full(scores))[-1][..., ahead:])
-        found = ops.pad(found, ((0, 0), (0, 0), (ahead, 0), (0, 0)))
-        found = found if asked == self.count else found[:, :, :asked]
-        x = merge_heads(ops.matmul(scores, v) + found)
+        x = merge_heads(ops.matmul(scores, v) + self.relative(scores))
         return as_matrix(self.proj, x if self.norm is None else self.norm(x))

@@ -21,7 +21,8 @@ class ShiftedWindowAttention(PartialAttention):
     W-MSA and SW-MSA of Swin, section 3.2 of https://arxiv.org/abs/2103.14030, with its bias for
     each head and distance (equation 4). A window begins at row and column `shift`; the others lie
     next to it, and those at the edges of the grid are smaller. Prefix tokens, which Swin does not
-    have, attend to all tokens, and all attend to them, without a bias.
+    have, attend to all tokens, and all attend to them, with the biases of
+    `RelativePositionAttention`.
 
     Args:
         window: (height, width) of a window, in patches, or an int; at most the grid.
@@ -59,6 +60,7 @@ class ShiftedWindowAttention(PartialAttention):
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         options = {"num_heads": self.num_heads, "window": self.window}
+        options["class_token"] = self.num_prefix_tokens
         self.position = self.child(RelativeBias, shape=(), name="rel_pos", **options)
         self.windows = ShiftedWindows(self.grid, self.window, self.shift, pad_first=True)
         # (n, h * w, h * w): which tokens of a window see each other; added zeros are not seen.
@@ -71,13 +73,24 @@ class ShiftedWindowAttention(PartialAttention):
         window = ((self.rows_and_columns().T - self.shift) // self.window).T
         return (window[:, :, None] == window[:, None]).all(axis=0)[None]
 
-    def between(self) -> Tensor:
+    def prefix_bias(self) -> Tensor:
+        ahead, count = self.num_prefix_tokens, self.grid[0] * self.grid[1]
+        bias = self.position.bias()[:, :, :ahead]
+        patches = ops.repeat(bias[..., ahead : ahead + 1], count, axis=3)
+        return ops.concatenate([bias[..., :ahead], patches], axis=3)
+
+    def total_bias(self) -> Tensor:
         reach = np.array(self.window)[:, None, None] - 1
         place = self.rows_and_columns()
         down, across = np.clip(place[:, :, None] - place[:, None], -reach, reach) + reach
         index = down * (2 * self.window[1] - 1) + across
         table = ops.take(ops.transpose(self.position.table), index.ravel().astype("int32"), axis=1)
-        return ops.reshape(table, (1, self.num_heads, *index.shape))
+        table = ops.reshape(table, (1, self.num_heads, *index.shape))
+        if not (ahead := self.num_prefix_tokens):
+            return table
+        columns = ops.repeat(self.position.bias()[:, :, ahead : ahead + 1, :ahead], len(index), 2)
+        rows = ops.concatenate([columns, table], axis=3)
+        return ops.concatenate([self.prefix_bias(), rows], axis=2)
 
     def patches(
         self, q: Tensor, k: Tensor, v: Tensor, prefix: Sequence[Tensor], training: bool | None
@@ -90,18 +103,17 @@ class ShiftedWindowAttention(PartialAttention):
             return ops.reshape(x, (-1, heads * count, size, width))
 
         q, k, v = cut(q), cut(k), cut(v)
-        bias, seen = ops.transpose(self.position.bias(), (1, 0, 2, 3)), self.seen
+        bias, seen = self.position.bias()[:, :, ahead:], self.seen
         if prefix:
             k, v = (
-                ops.concatenate([repeated(ahead, count), x], axis=2)
-                for ahead, x in zip(prefix, (k, v), strict=True)
+                ops.concatenate([repeated(tokens, count), x], axis=2)
+                for tokens, x in zip(prefix, (k, v), strict=True)
             )
-            bias = ops.pad(bias, ((0, 0), (0, 0), (0, 0), (ahead, 0)))
             seen = np.pad(seen, ((0, 0), (0, 0), (ahead, 0)), constant_values=True)
         mask = None
         if not seen.all():
             mask = ops.convert_to_tensor(np.tile(seen, (heads, 1, 1))[None])
-        bias = ops.repeat(bias, count, axis=1)  # (heads, windows, h * w, prefix + h * w)
+        bias = ops.repeat(bias, count, axis=1)  # heads, and the windows of each
         bias = ops.reshape(bias, (1, heads * count, size, bias.shape[-1]))
         x = self.weighted(q, k, v, bias, mask, training)
         x = self.windows.join(ops.reshape(x, (-1, size, width)))
