@@ -170,9 +170,11 @@ def resize_line(table: np.ndarray, length: int, resample: str = "bicubic") -> np
 def clip_distances(table: np.ndarray, length: int) -> np.ndarray:
     """Vectors of the distances -k ... k for other largest distances, `(2k + 1, d) -> (length, d)`:
     a longer distance has the vector of the longest there was (section 3.2 of
-    https://arxiv.org/abs/1803.02155)."""
-    old, new = len(table) // 2, length // 2
-    return table[np.clip(np.arange(-new, new + 1), -old, old) + old]
+    https://arxiv.org/abs/1803.02155). Three more rows, for prefix tokens, stay."""
+    more = 0 if length % 2 else 3  # distances are odd in number
+    old, new = (len(table) - more) // 2, (length - more) // 2
+    kept = np.clip(np.arange(-new, new + 1), -old, old) + old
+    return np.concatenate([table[kept], table[len(table) - more :]])
 
 
 def _geometric(old, new):

@@ -54,12 +54,12 @@ def window(layer, head, query, one, other):
 def distance(vectors, layer, one, other):
     """a_ij of Shaw et al., the sum of both axes."""
     if one is None or other is None:
-        return of_prefix(numbers(vectors[2]), one, other)
+        return of_prefix(sum(numbers(v)[-3:] for v in vectors), one, other)
     steps = (b - a for a, b in zip(one, other, strict=True))
     k = layer.max_distance
     return sum(
-        numbers(v)[max(-k, min(k, step)) + v.shape[0] // 2]
-        for v, step in zip(vectors[:2], steps, strict=True)
+        numbers(v)[max(-k, min(k, step)) + min(k, n - 1)]
+        for v, step, n in zip(vectors, steps, layer.grid, strict=True)
     )
 
 
@@ -287,11 +287,10 @@ def test_windows_at_another_size_are_those_of_the_grid(tmp_path):
 
 def test_vectors_of_distances_beyond_the_known_are_the_last_ones(tmp_path):
     old, new = grown("shaw", tmp_path, (16, 64))
-    (rows, columns), (fewer, more) = (map(array, x.relative_keys[:2]) for x in (old, new))
-    np.testing.assert_array_equal(fewer, rows[2:5])
-    np.testing.assert_array_equal(
-        more, np.concatenate([[columns[0]] * 2, columns, [columns[-1]] * 2])
-    )
+    (rows, columns), (fewer, more) = (map(array, x.relative_keys) for x in (old, new))
+    np.testing.assert_array_equal(fewer, np.concatenate([rows[2:5], rows[-3:]]))
+    *known, a, b, c = columns
+    np.testing.assert_array_equal(more, [*[known[0]] * 2, *known, *[known[-1]] * 2, a, b, c])
 
 
 def test_windows_are_shifted_in_every_other_block():

@@ -128,8 +128,8 @@ class ShawAttention(GridAttention):
     patch i sees them, are k_j + a^K_ij and v_j + a^V_ij. On a grid a_ij is the sum of a vector for
     the distance in rows and one for that in columns (equation 3 of
     https://arxiv.org/abs/1904.09925), each clipped to `max_distance`. The heads share the vectors.
-    Prefix tokens have no distance: three more vectors are a_ij from a prefix token to a patch, from
-    a patch to a prefix token, and between prefix tokens.
+    Prefix tokens have no distance: three more rows of both tables are for a prefix token that sees
+    a patch, a patch that sees a prefix token, and prefix tokens among themselves.
 
     Args:
         max_distance: k in the paper: all longer distances, in rows or in columns, count as this
@@ -167,18 +167,21 @@ class ShawAttention(GridAttention):
             self.relative_vals = self.vectors("values", input_shape[-1])
 
     def vectors(self, of: str, width: int) -> list[Any]:
-        """The vectors of rows and of columns, `(2 * reach + 1, d)` each, key minus query; and those
-        of prefix tokens, `(3, d)`, if there are any."""
-        counts = {axis: 2 * n + 1 for axis, n in zip(("rows", "columns"), self.reach, strict=True)}
-        counts |= {"prefix": 3} if self.num_prefix_tokens else {}
+        """The vectors of rows and of columns, `(2 * reach + 1, d)` each, key minus query, or three
+        more, if there are prefix tokens."""
         return [
             self.add_weight(
-                shape=(count, width // self.num_heads),
+                shape=(2 * reach + 1 + 3 * bool(self.num_prefix_tokens), width // self.num_heads),
                 initializer=initial(),
                 name=f"relative_{of}_{axis}",
             )
-            for axis, count in counts.items()
+            for reach, axis in zip(self.reach, ("rows", "columns"), strict=True)
         ]
+
+    def of_prefix(self, vectors: Sequence[Any]) -> Tensor:
+        """The vectors of pairs with a prefix token, `(3, d)`."""
+        rows, columns = (ops.convert_to_tensor(x)[-3:] for x in vectors)
+        return ops.cast(rows + columns, self.compute_dtype)
 
     def of_pairs(self, vectors: Sequence[Any], axis: int) -> Tensor:
         """The vector of each query's and key's place on an axis, `(n, n, d)`."""
@@ -216,8 +219,8 @@ class ShawAttention(GridAttention):
         if not (ahead := self.num_prefix_tokens):
             return self.logits(self.full(q))[:, :, : q.shape[2]]
         asked, count = q.shape[2], self.count - ahead
-        vectors = ops.cast(ops.convert_to_tensor(self.relative_keys[2]), q.dtype)
-        to_patch, to_prefix, inside = ops.split(ops.matmul(q, ops.transpose(vectors)), 3, axis=-1)
+        products = ops.matmul(q, ops.transpose(self.of_prefix(self.relative_keys)))
+        to_patch, to_prefix, inside = ops.split(products, 3, axis=-1)
         first = [ops.repeat(x[:, :, :ahead], n, 3) for x, n in ((inside, ahead), (to_patch, count))]
         first = ops.concatenate(first, axis=3)
         if asked <= ahead:
@@ -232,8 +235,7 @@ class ShawAttention(GridAttention):
         if not (ahead := self.num_prefix_tokens):
             return self.values(self.full(scores))[:, :, : scores.shape[2]]
         asked = scores.shape[2]
-        vectors = ops.cast(ops.convert_to_tensor(self.relative_vals[2]), scores.dtype)
-        to_patch, to_prefix, inside = (vectors[i : i + 1] for i in range(3))
+        to_patch, to_prefix, inside = ops.split(self.of_prefix(self.relative_vals), 3)
         tokens = ops.sum(scores[..., :ahead], axis=-1, keepdims=True)  # the weight of all of them
         patches = ops.sum(scores[:, :, :ahead, ahead:], axis=-1, keepdims=True)
         first = tokens[:, :, :ahead] * inside + patches * to_patch
