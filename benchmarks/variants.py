@@ -1,6 +1,6 @@
 """Kinds of attention, positions, patches and heads: cost, and what they learn.
 
-    python benchmarks/variants.py cost [--sides 32 48 64 80] [--rounds N]
+    python benchmarks/variants.py cost [--kinds full linear ...] [--sides 32 48 64 80] [--rounds N]
     python benchmarks/variants.py accuracy [--seeds N] [--seed K] [--done FILE...] [--plot FILE]
     python benchmarks/variants.py heads [--steps N] [--rates 3e-4 1e-3 3e-3]
 
@@ -27,8 +27,9 @@ import alternation
 import common
 
 WIDTH, HEADS = 192, 4
-KINDS = ("full", "linear", "performer", "axial", "sparse")
-POSITIONS = ("learned", "sincos2d", "none")
+KINDS = ("full", "linear", "performer", "axial", "sparse", "window", "pooling", "relative", "shaw")
+KINDS += ("rotary",)
+POSITIONS = ("learned", "learned2d", "sincos2d", "relative", "rotary", "none")
 POOLINGS = ("token", "avg", "tokens", "seq", "map")
 
 
@@ -41,7 +42,8 @@ def prepared(kind, side):
 
     tf.config.threading.set_intra_op_parallelism_threads(alternation.THREADS)
     cls, options = kinds.ATTENTIONS[kind]
-    own = dict(kinds.options_of(kind, (side, side), 1) or {})
+    *_, own = kinds.options_of(kind, "none", (side, side), 1, depth=2)  # windows: shifted
+    own = dict(own or {})
     own.pop("kind", None)
     layer = cls(HEADS, **options, **own)
     x = tf.constant(np.random.default_rng(0).normal(size=(1, 1 + side**2, WIDTH)), tf.float32)
@@ -65,13 +67,14 @@ print("RESULT", variants.peak() - before)
 """
 
 
-def rows(title, sides, measured):
+def rows(title, options, measured):
     """A table, with the slope of the last three columns."""
     import numpy as np
 
+    sides = options.sides
     print(f"\n| {title} | " + " | ".join(f"{n} x {n}" for n in sides) + " | slope |")
     print("|---|" + "--:|" * (len(sides) + 1))
-    for kind in KINDS:
+    for kind in options.kinds:
         values = [measured[kind, side] for side in sides]
         logs = np.log([side**2 for side in sides]), np.log(values)
         slope = np.polyfit(*(part[-3:] for part in logs), 1)[0]
@@ -79,17 +82,17 @@ def rows(title, sides, measured):
 
 
 def cost(options):
-    cases = [(kind, side) for side in options.sides for kind in KINDS]
+    cases = [(kind, side) for side in options.sides for kind in options.kinds]
     seconds = {}
     for side in options.sides:  # few processes at a time
         commands = {c: (__file__, "--worker", *c) for c in cases if c[1] == side}
         seconds |= alternation.medians(alternation.alternate(commands, options.rounds))
-    rows("ms", options.sides, {case: value * 1e3 for case, value in seconds.items()})
+    rows("ms", options, {case: value * 1e3 for case, value in seconds.items()})
     memory = {
         (kind, side): common.medians({0: MEMORY.format(kind=kind, side=side)}, 1)[0][0]
         for kind, side in cases
     }
-    rows("MiB", options.sides, memory)
+    rows("MiB", options, memory)
 
 
 HEAD = ("pooling",)  # choices of the classifier; the others are the backbone's
@@ -98,7 +101,7 @@ HEAD = ("pooling",)  # choices of the classifier; the others are the backbone's
 def choices():
     """The model as it is, and with one change each."""
     yield {}
-    yield from ({"attention": kind} for kind in KINDS[1:])
+    yield from ({"attention": kind} for kind in KINDS[1:] if kind not in POSITIONS)
     yield from ({"positions": kind} for kind in POSITIONS[1:])
     yield from ({"pooling": kind} for kind in POOLINGS[1:])
 
@@ -249,6 +252,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=("cost", "accuracy", "heads"), default="cost")
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 48, 64, 80])
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--pictures", type=int, default=10_000)

@@ -141,6 +141,42 @@ def resize_bias_table(table: np.ndarray, old_window: Shape, new_window: Shape) -
     return grid.reshape(shape).astype(table.dtype)
 
 
+def resize_biases(
+    table: np.ndarray, shape: Shape, old_window: Shape, new_window: Shape
+) -> np.ndarray:
+    """`resize_bias_table` of a table that may end with rows for prefix tokens, which stay: `((2h -
+    1) * (2w - 1) + n, heads) -> shape`."""
+    rows = len(table) - (shape[0] - (2 * new_window[0] - 1) * (2 * new_window[1] - 1))
+    resized = resize_bias_table(table[:rows], old_window, new_window)
+    return np.concatenate([resized, table[rows:]])
+
+
+def resize_line(table: np.ndarray, length: int, resample: str = "bicubic") -> np.ndarray:
+    """Resample the positions of one axis, `(n, D) -> (length, D)`, as `resize_positions` resamples
+    those of a grid.
+
+    Args:
+        table: the positions.
+        length: their new number.
+        resample: a key of `RESAMPLE`.
+    """
+    if len(table) == length:
+        return table
+    options: Any = RESAMPLE[resample]
+    matrix = resize_matrix(len(table), length, **options)
+    return (matrix @ table.astype("float64")).astype(table.dtype)
+
+
+def clip_distances(table: np.ndarray, length: int) -> np.ndarray:
+    """Vectors of the distances -k ... k for other largest distances, `(2k + 1, d) -> (length, d)`:
+    a longer distance has the vector of the longest there was (section 3.2 of
+    https://arxiv.org/abs/1803.02155). Three more rows, for prefix tokens, stay."""
+    more = 0 if length % 2 else 3  # distances are odd in number
+    old, new = (len(table) - more) // 2, (length - more) // 2
+    kept = np.clip(np.arange(-new, new + 1), -old, old) + old
+    return np.concatenate([table[kept], table[len(table) - more :]])
+
+
 def _geometric(old, new):
     """Weights `(new, old)` of linear interpolation from geometric steps."""
     low, high = 1.01, 1.5

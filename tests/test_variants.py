@@ -11,7 +11,8 @@ from test_layers import array, randomized
 
 from keras_vit import ViT, ViTBackbone, export, from_preset, layers
 from keras_vit.images import ImageConverter, ImagePreprocessor
-from keras_vit.layers.kinds import ATTENTIONS
+from keras_vit.layers.grid import PartialAttention
+from keras_vit.layers.kinds import ATTENTIONS, IN_BLOCKS
 from keras_vit.layers.positions import POSITIONS, sincos
 from keras_vit.layers.watch import watching
 
@@ -37,8 +38,37 @@ CASES = {  # name: (class, arguments)
         layers.SparseAttention,
         {"num_heads": 2, "block": (2, 2), "stride": 0, **ALONE},
     ),
+    "window": (layers.ShiftedWindowAttention, {"num_heads": 2, "window": 2, **GRID}),
+    "window, shifted": (
+        layers.ShiftedWindowAttention,
+        {"num_heads": 2, "window": (2, 3), "shift": 1, **GRID},
+    ),
+    "window without prefix": (
+        layers.ShiftedWindowAttention,
+        {"num_heads": 2, "window": (2, 4), "shift": (1, 0), **ALONE},
+    ),
+    "pooling": (layers.PoolingAttention, {"num_heads": 2, **GRID}),
+    "pooling without prefix": (
+        layers.PoolingAttention,
+        {"num_heads": 2, "ratio": (2, 3), **ALONE},
+    ),
+    "relative": (layers.RelativePositionAttention, {"num_heads": 2, **GRID}),
+    "relative without prefix": (layers.RelativePositionAttention, {"num_heads": 2, **ALONE}),
+    "shaw": (layers.ShawAttention, {"num_heads": 2, "max_distance": 2, **GRID}),
+    "shaw, keys alone": (
+        layers.ShawAttention,
+        {"num_heads": 2, "relative_values": False, **ALONE},
+    ),
+    "rotary": (layers.RotaryPositionAttention, {"num_heads": 2, **GRID}),
 }
-ON_GRIDS = [name for name, (cls, _) in CASES.items() if cls is not layers.LinearAttention]
+PARTIAL = [name for name, (cls, _) in CASES.items() if issubclass(cls, PartialAttention)]
+BY_SCORES = [name for name in CASES if name != "shaw"]  # whose values depend on the query
+WEIGHTS = {"window": 5, "relative": 5, "shaw": 8, "shaw, keys alone": 6}  # else 4
+
+
+def trained(name):
+    """The number of trained weights."""
+    return WEIGHTS.get(name, WEIGHTS.get(name.split(" ")[0].strip(","), 4))
 
 
 def made(name, **options):
@@ -54,7 +84,7 @@ def test_kerashubs_layer_test(name):
         options,
         TOKENS,
         expected_output_shape=TOKENS.shape,
-        expected_num_trainable_weights=4,
+        expected_num_trainable_weights=trained(name),
         expected_num_non_trainable_weights=int(name == "performer"),
         expected_num_non_trainable_variables=int(name == "performer"),
         run_training_check=False,
@@ -74,7 +104,7 @@ def by_scores(layer, x):
     return merged @ kernel + bias
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", BY_SCORES)
 def test_the_output_is_that_of_the_attention_map(name):
     layer = made(name)
     scores = array(layer.scores(TOKENS))
@@ -104,6 +134,10 @@ def sees(layer, head, one, other):
     if isinstance(layer, layers.AxialAttention):
         axis = 0 if head < layer.num_heads // 2 else 1
         return one[axis] == other[axis]
+    if isinstance(layer, layers.ShiftedWindowAttention):
+        sizes = list(zip(layer.shift, layer.window, strict=True))
+        windows = [[(n - s) // w for n, (s, w) in zip(p, sizes, strict=True)] for p in (one, other)]
+        return windows[0] == windows[1]
     near = all(
         abs(a // size - b // size) <= layer.local
         for a, b, size in zip(one, other, layer.block, strict=True)
@@ -111,12 +145,14 @@ def sees(layer, head, one, other):
     return near or bool(layer.stride and all(b % layer.stride == 0 for b in other))
 
 
-@pytest.mark.parametrize("name", ON_GRIDS)
+@pytest.mark.parametrize("name", PARTIAL)
 def test_a_token_attends_to_those_of_its_rule_and_no_others(name):
     layer = made(name)
+    if name.startswith("window"):  # tests/test_position_kinds.py has its bias
+        layer.position.table.assign(ops.zeros_like(layer.position.table))
     full = layers.Attention(layer.num_heads)
     full(TOKENS)
-    full.set_weights(layer.get_weights())
+    full.set_weights(layer.get_weights()[:4])
     tokens = patches(layer)
     mask = np.array(
         [
@@ -207,6 +243,14 @@ ERRORS = {
     "dropout": (lambda: layers.LinearAttention(2, drop_rate=0.1), "no probabilities"),
     "odd heads": (lambda: layers.AxialAttention(3, (2, 2)), "num_heads must be even"),
     "other grid": (lambda: layers.AxialAttention(2, (5, 5))(TOKENS), "5 x 5 patches"),
+    "bias": (
+        lambda: layers.PoolingAttention(2, (2, 7))(TOKENS, bias=np.zeros((1, 1, 14, 14))),
+        "PoolingAttention takes no bias",
+    ),
+    "large window": (
+        lambda: layers.ShiftedWindowAttention(2, (2, 7), window=3),
+        "at most as large as the grid",
+    ),
     "mask": (
         lambda: layers.LinearAttention(2)(TOKENS, attention_mask=np.ones((1, 1, 14, 14), bool)),
         r"\(B, 1, 1, N\)",
@@ -243,11 +287,16 @@ def classifier(**options):
     return ViT(backbone, 3, ImagePreprocessor(ImageConverter((32, 48))))
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("attention", ATTENTIONS)
+CHOICES = [(kind, "learned") for kind in ATTENTIONS]
+CHOICES += [("full", kind) for kind in POSITIONS[1:]]
+CHOICES += [("window", "relative"), ("linear", "learned2d")]
+
+
+@pytest.mark.parametrize(("attention", "positions"), CHOICES)
 def test_a_backbone_takes_each_by_one_argument(attention, positions, tmp_path):
     model = classifier(attention=attention, positions=positions)
-    assert isinstance(model.backbone.blocks[0].attn, ATTENTIONS[attention][0])
+    kind = IN_BLOCKS.get(positions, {}).get(attention, attention)
+    assert isinstance(model.backbone.blocks[0].attn, ATTENTIONS[kind][0])
     before = array(model(PICTURES))
     model.compile(run_eagerly=True)
     images = RANDOM.integers(0, 256, (4, 32, 48, 3), dtype="uint8")
@@ -277,7 +326,7 @@ def test_trained_weights_are_not_put_to_another_use(name, value, tmp_path):
         from_preset(str(tmp_path / "preset"), **{name: value})
 
 
-@pytest.mark.parametrize("kind", ["axial", "sparse"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("linear", "performer")])
 def test_attention_on_a_grid_is_for_images_of_one_size(kind):
     with pytest.raises(ValueError, match="images of one size"):
         ViTBackbone(**{**MODEL, "image_size": None}, grid_size=(4, 6), attention=kind)

@@ -8,12 +8,21 @@ from keras_vit.layers.linear import LinearAttention
 from keras_vit.layers.mlp import Mlp
 from keras_vit.layers.patches import PatchEncoder, Patches
 from keras_vit.layers.pool import SequencePool
+from keras_vit.layers.pooling_attention import PoolingAttention
+from keras_vit.layers.positional import (
+    RelativePositionAttention,
+    RotaryPositionAttention,
+    ShawAttention,
+)
+from keras_vit.layers.positions import AxialPositions
+from keras_vit.layers.shifted import ShiftedWindowAttention
 from keras_vit.layers.sparse import AxialAttention, SparseAttention
 
 __all__ = [
     "Attention",
     "AttentionPool",
     "AxialAttention",
+    "AxialPositions",
     "DepthwiseConv",
     "DropPath",
     "LayerScale",
@@ -22,7 +31,12 @@ __all__ = [
     "PatchDropout",
     "PatchEncoder",
     "Patches",
+    "PoolingAttention",
+    "RelativePositionAttention",
+    "RotaryPositionAttention",
     "SequencePool",
+    "ShawAttention",
+    "ShiftedWindowAttention",
     "SparseAttention",
     "TransformerBlock",
 ]

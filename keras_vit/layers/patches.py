@@ -8,7 +8,7 @@ from keras import ops
 from keras_vit.layers.base import Layer, initial, one_of, register
 from keras_vit.layers.drop import PatchDropout
 from keras_vit.layers.norm import normalization
-from keras_vit.layers.positions import POSITIONS, sincos
+from keras_vit.layers.positions import POSITIONS, AxialPositions, sincos
 from keras_vit.layers.resample import BACKEND, resize_matrix
 from keras_vit.types import Shape, Size, Tensor
 
@@ -114,8 +114,10 @@ class PatchEncoder(Layer):
             also for FlexiViT and C-RADIO.
         drop_rate: dropout rate of the tokens.
         patch_drop_rate: the part of the patches that training leaves out, as in `PatchDropout`.
-        positions: `"learned"`; `"sincos2d"`: fixed sines and cosines of row and column, 0 for
-            prefix tokens (MAE, https://arxiv.org/abs/2111.06377); `"none"`.
+        positions: `"learned"`; `"learned2d"`: `AxialPositions`, of patches alone; `"sincos2d"`:
+            fixed sines and cosines of row and column, 0 for prefix tokens (MAE,
+            https://arxiv.org/abs/2111.06377); `"none"`, and `"relative"` or `"rotary"`, which the
+            blocks have: nothing is added here.
 
     Raises:
         ValueError: if `positions` is unknown, the patch size does not divide the image, or neither
@@ -207,6 +209,8 @@ class PatchEncoder(Layer):
                 trainable=False,
                 name="pos_embed",
             )
+        elif self.positions == "learned2d":
+            self.axes = self.child(AxialPositions, (None, None, width), grid=grid, name="axes")
         self.drop = self.child(keras.layers.Dropout, rate=self.drop_rate, name="drop")
         self.patch_drop = self.child(
             PatchDropout,
@@ -253,6 +257,8 @@ class PatchEncoder(Layer):
         """
         batch = ops.shape(tokens)[0]
         prefix = [ops.broadcast_to(t, (batch, *t.shape[1:])) for t in self.prefix]
+        if self.positions == "learned2d":
+            tokens = self.axes(tokens, grid=grid)
         if self.pos_embed is None:
             return ops.concatenate([*prefix, tokens], axis=1) if prefix else tokens
         positions = self.position_table(grid or self.table_size)

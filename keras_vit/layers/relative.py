@@ -44,12 +44,13 @@ class RelativeBias(Layer):
     Args:
         num_heads: number of heads.
         window: (h, w), the grid of tokens.
-        class_token: whether a class token precedes them. The table then has three more rows: from
-            the class token to the others, from the others to it, and to itself (BEiT).
+        class_token: whether a class token precedes them, or how many tokens do. The table then has
+            three more rows: from the class token to the others, from the others to it, and to
+            itself (BEiT).
     """
 
     def __init__(
-        self, num_heads: int, window: Sequence[int], class_token: bool = False, **kwargs: Any
+        self, num_heads: int, window: Sequence[int], class_token: int = False, **kwargs: Any
     ):
         super().__init__(**kwargs)
         self.num_heads = num_heads
@@ -59,7 +60,7 @@ class RelativeBias(Layer):
     def build(self, input_shape: Shape = ()) -> None:
         rows, columns = (2 * n - 1 for n in self.window)
         self.table = self.add_weight(
-            shape=(rows * columns + 3 * self.class_token, self.num_heads),
+            shape=(rows * columns + 3 * bool(self.class_token), self.num_heads),
             initializer=initial(),
             autocast=False,
             name="relative_position_bias_table",
@@ -69,14 +70,14 @@ class RelativeBias(Layer):
         """The bias of the attention logits, `(1, heads, N, N)`."""
         if not self.class_token:
             return self.spread(self.table)
-        bias, extra = self.spread(self.table[:-3]), self.table[-3:]
+        bias, extra, ahead = self.spread(self.table[:-3]), self.table[-3:], int(self.class_token)
         to_others, to_token, to_itself = (
             ops.reshape(row, (1, self.num_heads, 1, 1)) for row in ops.split(extra, 3)
         )
         column, row = bias[..., :1], bias[..., :1, :]  # of the shapes that are needed
-        bias = ops.concatenate([ops.zeros_like(column) + to_token, bias], axis=3)
-        row = ops.concatenate([to_itself, ops.zeros_like(row) + to_others], axis=3)
-        return ops.concatenate([row, bias], axis=2)
+        bias = ops.concatenate([*[ops.zeros_like(column) + to_token] * ahead, bias], axis=3)
+        row = ops.concatenate([*[to_itself] * ahead, ops.zeros_like(row) + to_others], axis=3)
+        return ops.concatenate([*[row] * ahead, bias], axis=2)
 
     def spread(self, table: Tensor) -> Tensor:
         """Values `((2h - 1) * (2w - 1), heads)` as the bias of the logits."""

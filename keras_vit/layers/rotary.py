@@ -9,7 +9,7 @@ angle 0. Here the two channels of a plane are half a head apart, channels j and 
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -173,6 +173,29 @@ def table(angles: Any, xp: Any) -> Tensor:
     cos, sin = xp.cos(angles), xp.sin(angles)
     both = xp.concatenate([cos, cos], axis=-1), xp.concatenate([-sin, sin], axis=-1)
     return xp.stack(both)
+
+
+def axial_table(
+    grid: Sequence[int], width: int, prefix: int = 0, temperature: float = 10000.0
+) -> np.ndarray:
+    """The table for `rotate` of patches on a grid, `(2, 1, prefix + N, width)` float32: that of
+    `RotaryEmbedding`, type `"cat"`.
+
+    Args:
+        grid: (rows, columns).
+        width: d, channels of a head; a multiple of 4.
+        prefix: number of tokens before the patches; they are not rotated.
+        temperature: the base of the frequencies.
+
+    Raises:
+        ValueError: if the width is not a multiple of 4.
+    """
+    options = {"depth": 1, "num_heads": 1, "head_width": width, "patch_size": 1, "prefix": prefix}
+    layer = RotaryEmbedding(**options, rope_temperature=temperature)
+    rows, columns = layer.positions(*grid, np)
+    freqs = layer.axial_freqs()
+    angles = np.concatenate([rows * freqs, columns * freqs], axis=-1)
+    return table(angles[None], np).astype("float32")
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

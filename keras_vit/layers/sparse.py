@@ -7,116 +7,14 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_vit.layers.attention import Attention, merge_heads, softmax_scores
-from keras_vit.layers.base import arguments, register
-from keras_vit.layers.mlp import as_matrix
+from keras_vit.layers.base import register
+from keras_vit.layers.grid import PartialAttention
 from keras_vit.layers.patches import pair
-from keras_vit.layers.watch import is_watched
-from keras_vit.layers.windows import part
 from keras_vit.types import Shape, Size, Tensor
 
 
-class GridAttention(Attention):
-    """Base class of attention on a grid of patches, after prefix tokens: `(B, prefix + N, D) ->
-    (B, prefix + N, D)`, N = rows * columns.
-
-    Prefix tokens attend to all tokens, and all tokens attend to them.
-
-    Args:
-        grid: (rows, columns).
-        num_prefix_tokens: number of tokens before the patches.
-        num_heads and the others: as in `Attention`.
-
-    Call arguments:
-        x, queries: as in `Attention`. There is no bias and no mask.
-    """
-
-    def __init__(
-        self, num_heads: int, grid: Sequence[int], num_prefix_tokens: int = 0, **kwargs: Any
-    ):
-        super().__init__(num_heads, **kwargs)
-        rows, columns = grid
-        self.grid = (rows, columns)
-        self.num_prefix_tokens = num_prefix_tokens
-
-    def get_config(self) -> dict[str, Any]:
-        own = arguments(Attention.__init__)
-        return {**super().get_config(), **{name: getattr(self, name) for name in own}}
-
-    def build(self, input_shape: Shape) -> None:
-        super().build(input_shape)
-        count = self.num_prefix_tokens + self.grid[0] * self.grid[1]
-        if input_shape[1] not in (None, count):
-            raise ValueError(self.wrong(input_shape[1]))
-
-    def wrong(self, count: int) -> str:
-        """What to say of another number of tokens."""
-        return (
-            f"{type(self).__name__} takes {self.num_prefix_tokens} prefix tokens and a grid of "
-            f"{self.grid[0]} x {self.grid[1]} patches. Received: {count} tokens"
-        )
-
-    def allowed(self) -> np.ndarray:
-        """Which patches see which, `(heads or 1, N, N)` bool."""
-        raise NotImplementedError
-
-    def patches(
-        self, q: Tensor, k: Tensor, v: Tensor, prefix: Sequence[Tensor], training: bool | None
-    ) -> Tensor:
-        """The weighted values of the patches, `(B, heads, N, d)`.
-
-        Args:
-            q, k, v: queries, keys and values of the patches, `(B, heads, N, d)`.
-            prefix: keys and values of the prefix tokens, `(B, heads, prefix, d)`, if there are any.
-            training: whether there is dropout.
-        """
-        raise NotImplementedError
-
-    def mask(self) -> np.ndarray:
-        """Which tokens see which, `(heads or 1, prefix + N, prefix + N)` bool."""
-        ahead = self.num_prefix_tokens
-        return np.pad(self.allowed(), ((0, 0), (ahead, 0), (ahead, 0)), constant_values=True)
-
-    def scores(self, x: Tensor, bias: Tensor = None, attention_mask: Tensor = None) -> Tensor:
-        """The attention map: `(B, prefix + N, D) -> (B, heads, prefix + N, prefix + N)`, float32; 0
-        where a token does not look. Each row sums to 1."""
-        q, k, _ = self.heads(ops.cast(x, self.compute_dtype))
-        return softmax_scores(q, k, attention_mask=ops.convert_to_tensor(self.mask()))
-
-    def combined(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Tensor = None,
-        attention_mask: Tensor = None,
-        training: bool | None = None,
-    ) -> Tensor:
-        if bias is not None or attention_mask is not None:
-            raise ValueError(f"{type(self).__name__} takes no bias and no attention_mask.")
-        ahead, asked = self.num_prefix_tokens, q.shape[2]
-        total = ahead + self.grid[0] * self.grid[1]
-        if k.shape[2] not in (None, total):
-            raise ValueError(self.wrong(k.shape[2]))
-        if is_watched():  # the whole map: the values are equal
-            mask = ops.convert_to_tensor(self.mask()[:, :asked])
-            return super().combined(q, k, v, attention_mask=mask, training=training)
-        found = []
-        if ahead:
-            found = [self.weighted(part(q, 2, 0, min(ahead, asked)), k, v, training=training)]
-        if asked > ahead:
-            prefix = [part(t, 2, 0, ahead) for t in (k, v)] if ahead else []
-            if asked < total:  # the patches go together
-                q = ops.pad(q, ((0, 0), (0, 0), (0, total - asked), (0, 0)))
-            q, k, v = (part(t, 2, ahead, total) if ahead else t for t in (q, k, v))
-            values = self.patches(q, k, v, prefix, training)
-            found.append(values if asked == total else part(values, 2, 0, asked - ahead))
-        x = merge_heads(ops.concatenate(found, axis=2) if len(found) > 1 else found[0])
-        return as_matrix(self.proj, x if self.norm is None else self.norm(x))
-
-
 @register
-class AxialAttention(GridAttention):
+class AxialAttention(PartialAttention):
     """Attention along rows and columns: `(B, prefix + N, D) -> (B, prefix + N, D)`, in O(N * (rows
     + columns)).
 
@@ -126,7 +24,7 @@ class AxialAttention(GridAttention):
 
     Args:
         num_heads: number of heads; must be even and divide D.
-        grid and the others: as in `GridAttention`.
+        grid and the others: as in `PartialAttention`.
 
     Raises:
         ValueError: if `num_heads` is odd, or there is another number of tokens.
@@ -143,7 +41,7 @@ class AxialAttention(GridAttention):
             )
 
     def allowed(self) -> np.ndarray:
-        rows, columns = (i.ravel() for i in np.indices(self.grid))
+        rows, columns = self.rows_and_columns()
         same = [(i[:, None] == i)[None].repeat(self.num_heads // 2, 0) for i in (rows, columns)]
         return np.concatenate(same)
 
@@ -175,7 +73,7 @@ class AxialAttention(GridAttention):
 
 
 @register
-class SparseAttention(GridAttention):
+class SparseAttention(PartialAttention):
     """Attention to patches near by and to a few far away: `(B, prefix + N, D) -> (B, prefix + N,
     D)`.
 
@@ -188,7 +86,7 @@ class SparseAttention(GridAttention):
         block: (height, width) of a block, in patches, or an int; the last ones may be smaller.
         local: how many blocks around its own, in each direction.
         stride: every `stride`-th row and column of patches is seen by all; 0: none.
-        num_heads, grid and the others: as in `GridAttention`.
+        num_heads, grid and the others: as in `PartialAttention`.
 
     Raises:
         ValueError: if there is another number of tokens.
@@ -209,10 +107,6 @@ class SparseAttention(GridAttention):
         self.local = local
         self.stride = stride
 
-    def get_config(self) -> dict[str, Any]:
-        own = arguments(GridAttention.__init__)
-        return {**super().get_config(), **{name: getattr(self, name) for name in own}}
-
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         members, seen = self.pattern()
@@ -224,7 +118,7 @@ class SparseAttention(GridAttention):
     def pattern(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The patches of each block, and those that it attends to: their numbers, row by row."""
         (rows, columns), (h, w) = self.grid, self.block
-        row, column = (i.ravel() for i in np.indices(self.grid))
+        row, column = self.rows_and_columns()
         up, left = row // h, column // w
         far = np.zeros(rows * columns, bool)
         if self.stride:

@@ -13,14 +13,20 @@ from keras_vit import checks
 from keras_vit.layers.base import Stream, register
 from keras_vit.layers.block import TransformerBlock
 from keras_vit.layers.drop import drop_path_rates
-from keras_vit.layers.kinds import options_of
+from keras_vit.layers.kinds import options_of, window_of
 from keras_vit.layers.norm import normalization
 from keras_vit.layers.patches import PatchEncoder, check_divides, pair
 from keras_vit.layers.positions import sincos
 from keras_vit.layers.resample import RESAMPLE
 from keras_vit.models.base import Backbone, Resizer
 from keras_vit.models.classifier import ImageClassifier
-from keras_vit.resize import resize_patches, resize_positions
+from keras_vit.resize import (
+    clip_distances,
+    resize_biases,
+    resize_line,
+    resize_patches,
+    resize_positions,
+)
 from keras_vit.types import Size, Tensor
 
 
@@ -54,10 +60,13 @@ class ViTBackbone(Backbone):
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
             antialiased; FlexiViT, C-RADIO) or `"bilinear_corners"` (the same, and the position
             embedding has aligned corners; C-RADIOv3-B and H).
-        positions: `"learned"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`.
-        attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), `"axial"`
-            (`AxialAttention`), `"sparse"` (`SparseAttention`). The last two are for images of one
-            size.
+        positions: `"learned"`, `"learned2d"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`; with
+            full attention also `"relative"` (`RelativePositionAttention`) or `"rotary"`
+            (`RotaryPositionAttention`) instead of these.
+        attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), or one for images of
+            one size: `"axial"` (`AxialAttention`), `"sparse"` (`SparseAttention`), `"window"`
+            (`ShiftedWindowAttention`, shifted in every other block), `"pooling"`
+            (`PoolingAttention`), `"relative"`, `"shaw"` (`ShawAttention`), `"rotary"`.
         dtype: Keras dtype policy.
         num_heads, mlp_ratio and the others: as in `TransformerBlock`.
 
@@ -126,13 +135,15 @@ class ViTBackbone(Backbone):
             name="patch_embed",
         )
         grid = [size and size // patch_size for size in x.shape[1:3]]
-        block["attention_options"] = options_of(attention, grid, embed.num_prefix_tokens)
+        kinds = options_of(attention, positions, grid, embed.num_prefix_tokens, depth)
         x = embed(x)
         if pre_norm:
             x = normalization(**norm, name="norm_pre")(x)
         # Transformer encoder (equations 2 and 3), and its final norm (equation 4).
-        for i, rate in enumerate(drop_path_rates(drop_path_rate, depth)):
-            x = TransformerBlock(**block, drop_path=rate, dtype=dtype, name=f"blocks_{i}")(x)
+        rates = drop_path_rates(drop_path_rate, depth)
+        for i, (kind, rate) in enumerate(zip(kinds, rates, strict=True)):
+            own = {"attention_options": kind, "drop_path": rate, "dtype": dtype}
+            x = TransformerBlock(**block, **own, name=f"blocks_{i}")(x)
         return normalization(**norm, name="norm")(x) if final_norm else x
 
     passes_on: ClassVar[tuple[Callable, ...]] = (trunk, TransformerBlock.__init__)
@@ -147,7 +158,7 @@ class ViTBackbone(Backbone):
         return height // patch, width // patch
 
     def resizers(self, old: Mapping[str, Any]) -> dict[str, Resizer]:
-        """Adapt the position embedding to another grid, and the patch kernel to another patch size
+        """Adapt the tables of positions to another grid, and the patch kernel to another patch size
         or number of channels."""
         grids, patch = (self.grid(old), self.grid_size), pair(old["patch_size"])
         prefix = 0 if self.option("no_embed_class") else self.num_prefix_tokens
@@ -158,8 +169,17 @@ class ViTBackbone(Backbone):
                 return sincos(grids[1], shape[-1], prefix)[None]
             return resize_positions(x, *grids, prefix, resample)
 
+        def bias(x, shape):  # of attention="relative" or "window"
+            windows = grids
+            if self.option("attention") == "window":
+                windows = tuple(map(window_of, grids))
+            return resize_biases(x, shape, *windows)
+
         return {
             "patch_embed/pos_embed": table,
+            "patch_embed/axes/*": lambda x, shape: resize_line(x, shape[0], resample),
+            "*/rel_pos/relative_position_bias_table": bias,
+            "*/attn/relative_*": lambda x, shape: clip_distances(x, shape[0]),
             "patch_embed/proj/kernel": lambda x, shape: resize_patches(x, shape, patch, resample),
         }
 
@@ -196,9 +216,13 @@ class ViTBackbone(Backbone):
         return self.get_layer("patch_embed").proj
 
     def streams(self) -> list[Stream]:
-        """The one residual stream; none with RMSNorm, or if it starts with `embed_norm`."""
+        """The one residual stream; none with RMSNorm, or if it starts with `embed_norm` or with
+        positions that are no sum."""
         source = self.get_layer("norm_pre") if self.option("pre_norm") else None
-        if self.options["norm"] != "layer" or (self.option("embed_norm") and not source):
+        halves = self.option("positions") == "learned2d"  # neither has mean 0 with the other
+        if self.options["norm"] != "layer" or (
+            (self.option("embed_norm") or halves) and not source
+        ):
             return []
         embed = self.get_layer("patch_embed")
         weights = [embed.proj.kernel, embed.proj.bias, *embed.prefix, embed.pos_embed]
