@@ -12,6 +12,7 @@ from tiny_models import FAMILIES, classifier, full_disk, pictures, softmax
 
 from keras_vit.export import FileClassifier, benchmark, compare, onnx_converters, to_openvino
 from keras_vit.export import openvino as exporter
+from keras_vit.export import quantize as quantization
 from keras_vit_command import run as main
 
 if importlib.util.find_spec("openvino") is None:  # an import by pytest would report itself
@@ -79,7 +80,8 @@ def test_it_computes_what_the_model_does(options, tmp_path):
 
 def test_what_the_file_says(model, file):
     graph = exporter.read(file)
-    about = {key: json.loads(graph.get_rt_info(["keras_vit", key]).value) for key in ABOUT}
+    names = ("preset", "labels")
+    about = {name: json.loads(graph.get_rt_info(["keras_vit", name]).value) for name in names}
     assert about["labels"] == model.class_names
     assert about["preset"]["class"] == "ViT" and about["preset"]["crop_pct"] == 0.8
     assert about["preset"]["preprocessing"] is True and about["preset"]["quantize"] is None
@@ -87,9 +89,6 @@ def test_what_the_file_says(model, file):
     assert (images.names, output.names) == ({"images"}, {"probabilities"})
     assert str(images.partial_shape) == "[?,32,32,3]" and str(output.partial_shape) == "[?,7]"
     assert images.element_type.to_dtype() == np.uint8
-
-
-ABOUT = ("preset", "labels")
 
 
 def test_bare_model_batch_size_and_float_pixels(model, tmp_path):
@@ -109,8 +108,10 @@ def test_bare_model_batch_size_and_float_pixels(model, tmp_path):
 # --- Quantization ---
 
 
-@pytest.mark.parametrize("quantize", ["float16", "int8_dynamic", "int8"])
-@pytest.mark.parametrize("family", ["ViT", "Swin"])
+@pytest.mark.parametrize(
+    "family, quantize",
+    [("ViT", "float16"), ("ViT", "int8_dynamic"), ("ViT", "int8"), ("Swin", "int8_dynamic")],
+)
 def test_quantized(family, quantize, tmp_path):
     if quantize == "int8":
         pytest.importorskip("nncf")
@@ -119,13 +120,22 @@ def test_quantized(family, quantize, tmp_path):
     given = {"calibration": images} if quantize == "int8" else {}
     path = to_openvino(model, tmp_path / "m.xml", quantize, **given)
     found = compare(path, model, list(images[:5]), runs=1)  # in batches of another size
-    assert found.agreement == 1.0 and 0 < found.mean_difference < 0.01
+    assert 0 < found.mean_difference < (0.02 if quantize == "int8" else 0.005), found
     graph = exporter.read(path)
     weights = path.with_suffix(".bin").stat().st_size / model.count_params()
     assert weights < (2.5 if quantize == "float16" else 2)
     assert json.loads(graph.get_rt_info(["keras_vit", "preset"]).value)["quantize"] == quantize
     names = [node.get_type_name() for node in graph.get_ops()]
     assert ("FakeQuantize" in names) == (quantize == "int8")
+
+
+def test_a_refusal_says_what_to_do(tmp_path, monkeypatch):
+    pytest.importorskip("nncf")
+    model = classifier(depth=1)
+    monkeypatch.setitem(quantization.TOLERANCES, "int8", 1e-6)
+    with pytest.raises(RuntimeError, match='use quantize="int8_dynamic"'):
+        to_openvino(model, tmp_path / "m.xml", "int8", calibration=pixels(model, 4))
+    assert not list(tmp_path.iterdir())
 
 
 def test_dead_channels_have_a_scale(tmp_path):
@@ -279,12 +289,10 @@ def test_missing_packages_are_named(model, file, tmp_path, monkeypatch):
         patch.setattr(importlib.util, "find_spec", lambda x: None if x == needed else find(x))
         with pytest.raises(ImportError, match=f"pip install {needed}$"):
             to_openvino(model, tmp_path / "m.xml")
-    calibration = pixels(model)
-    for name, options in (("nncf", {"calibration": calibration, "quantize": "int8"}),):
-        with monkeypatch.context() as patch:
-            patch.setitem(sys.modules, name, None)
-            with pytest.raises(ImportError, match="pip install nncf$"):
-                to_openvino(model, tmp_path / "m.xml", **options)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "nncf", None)
+        with pytest.raises(ImportError, match="pip install nncf$"):
+            to_openvino(model, tmp_path / "m.xml", "int8", calibration=pixels(model))
     monkeypatch.setitem(sys.modules, "openvino", None)
     for function in (benchmark, lambda path: to_openvino(model, path)):
         with pytest.raises(ImportError, match=r'pip install "keras-vit-zoo\[openvino\]"'):

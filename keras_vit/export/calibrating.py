@@ -1,5 +1,7 @@
 """Calibration images: the user's images as a file takes them."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -28,30 +30,31 @@ def batches(
     """
     if images is None:
         return None
+    found: Any = images
     converter = common.converter(model)
     if converter is not None:
         try:
-            images = converter.pixels(images)
+            found = converter.pixels(images)
         except ValueError as error:
             raise ValueError(
                 "calibration must contain raw images, with preprocessing=False, too: the model's "
                 f"preprocessor is applied. {error}"
             ) from error
-        if images.max() <= 1:
+        if found.max() <= 1:
             raise ValueError(
                 "calibration must contain raw images with pixels in 0..255. Received: images of "
-                f"which the largest value is {images.max():.3g}, so they are black."
+                f"which the largest value is {found.max():.3g}, so they are black."
             )
-        images = images if preprocessing else converter.normalize(images)
-    images = np.asarray(images, dtype)
-    if images.ndim != 4 or images.shape[1:] != tuple(model.inputs[0].shape[1:]):
+        found = found if preprocessing else converter.normalize(found)
+    found = np.asarray(found, dtype)
+    if found.ndim != 4 or found.shape[1:] != tuple(model.inputs[0].shape[1:]):
         raise ValueError(
             f"calibration must contain images of shape {model.inputs[0].shape[1:]}. "
-            f"Received: an array of shape {images.shape}"
+            f"Received: an array of shape {found.shape}"
         )
-    images = images[np.arange(-(-len(images) // batch_size) * batch_size) % len(images)]
+    found = found[np.arange(-(-len(found) // batch_size) * batch_size) % len(found)]
     name = common.PIXELS if preprocessing else common.NORMALIZED
-    return name, np.split(images, len(images) // batch_size)
+    return name, np.split(found, len(found) // batch_size)
 
 
 def some(batches: list[np.ndarray]) -> np.ndarray:

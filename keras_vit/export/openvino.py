@@ -19,6 +19,13 @@ from keras_vit.types import Images, Path, Size
 
 SECTION = "keras_vit"  # of the file's rt_info
 HINTS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names
+ADVICE: dict[str | None, str] = {  # what to do if a file is rejected
+    **quantization.ADVICE,
+    "int8": (
+        ' Its activations do not tolerate int8: use quantize="int8_dynamic". Or the calibration '
+        "images are unlike those that it was trained on: use others."
+    ),
+}
 
 
 def to_openvino(
@@ -94,7 +101,7 @@ def to_openvino(
         with common.disk_errors(f"The OpenVINO file {str(path)!r}"):
             _save(graph, new, quantize)
         checked = images and calibrating.some(images[1])
-        tolerance, advice = quantization.TOLERANCES[quantize], quantization.ADVICE.get(quantize, "")
+        tolerance, advice = quantization.TOLERANCES[quantize], ADVICE.get(quantize, "")
         load = functools.partial(_loaded, new, source.whole.inputs[0].name)
         source.verify(load, "The OpenVINO file", checked, tolerance, advice)
     return path
