@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 STEP = 32  # images at once
+FILES = (".tflite", ".onnx", ".xml")  # exported; a SavedModel is a folder
 LISTED = 5  # unreadable files to name; the others are only counted
 
 
@@ -70,7 +71,7 @@ def tell_broken(broken: Sequence[tuple[Any, str]]) -> None:
 def load_classifier(name: str, image_size: Any = None) -> Any:
     """The model of that name, or an exported file that classifies."""
     path = pathlib.Path(name)
-    exported = path.suffix.lower() in (".tflite", ".onnx") or (path / "saved_model.pb").is_file()
+    exported = path.suffix.lower() in FILES or (path / "saved_model.pb").is_file()
     if not exported or not path.exists():
         return load_model(name, image_size=image_size)
     if image_size is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from keras_vit import export
-from keras_vit.export import common, onnx, saved_model
+from keras_vit.export import common, onnx_graph, openvino, saved_model
 from keras_vit.export.benchmark import Report
 from keras_vit.export.metadata import class_names
 from keras_vit.types import Path
@@ -26,7 +26,7 @@ CALIBRATION = 128  # images; more hardly change the ranges
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Write a TFLite file, an ONNX file or a SavedModel, and check it."""
+    """Write a file or a SavedModel directory, and check it."""
     out, path = console(), pathlib.Path(args.output)
     check_options(args.output, args)
     if (args.quantize == "int8") != bool(args.calibration):
@@ -41,13 +41,20 @@ def run_export(args: argparse.Namespace) -> int:
         with messages() as found:
             write_file(model, args.output, **chosen(args), calibration=calibration)
     if not args.json:
-        size = sum(f.stat().st_size for f in (path, *path.rglob("*")) if f.is_file()) / 1e6
-        out.print(f"{path}: {size:.1f} MB.", *found, sep="\n", soft_wrap=True)
+        out.print(f"{path}: {written(path) / 1e6:.1f} MB.", *found, sep="\n", soft_wrap=True)
         if args.check:
             out.print(f"Compared with the model on the images in {args.check}:", soft_wrap=True)
     if args.check:
         print_comparison(out, path, model, validation, args)
     return 2 if left_out else 0
+
+
+def written(path: pathlib.Path) -> int:
+    """The size of what was written there, in bytes."""
+    parts = [path, *path.rglob("*")]
+    if format_of(path) == OPENVINO:
+        parts.append(openvino.weights_of(path))
+    return sum(part.stat().st_size for part in parts if part.is_file())
 
 
 @contextlib.contextmanager
@@ -81,7 +88,7 @@ def run_compare(args: argparse.Namespace) -> int:
 
 def run_benchmark(args: argparse.Namespace) -> int:
     """Measure a file of any origin."""
-    show(console(), export.benchmark(args.file, args.threads, args.runs), args.json)
+    show(console(), export.benchmark(args.file, args.threads, args.runs, args.precision), args.json)
     return 0
 
 
@@ -91,7 +98,7 @@ def print_comparison(
     """Print the comparison of a file with its model on the images of a folder."""
     labels = classes(paths, args.check, class_names(model))
     with contextlib.nullcontext() if args.json else out.status("comparing"):
-        result = export.compare(path, model, paths, labels, args.threads, args.runs)
+        result = export.compare(path, model, paths, labels, args.threads, args.runs, args.precision)
     show(out, result, args.json)
 
 
@@ -147,12 +154,14 @@ def write_file(
     calibration: Sequence[Path] | None = None,
     **options: Any,
 ) -> None:
-    """Write a file that ends in .tflite or .onnx, or a SavedModel directory."""
+    """Write a file that ends in .tflite, .onnx or .xml, or a SavedModel directory."""
     kind = format_of(path)
+    if calibration:
+        options["calibration"] = list(calibration[:: -(-len(calibration) // CALIBRATION)])
     if kind == TFLITE:
-        if calibration:
-            options["calibration"] = list(calibration[:: -(-len(calibration) // CALIBRATION)])
         export.to_tflite(model, path, **options)
+    elif kind == OPENVINO:
+        export.to_openvino(model, path, **options)
     elif kind == ONNX:
         export.to_onnx(model, path, **options)
     else:
@@ -161,13 +170,14 @@ def write_file(
 
 TFLITE = "a TFLite file, which ends in .tflite"
 ONNX = "an ONNX file, which ends in .onnx"
+OPENVINO = "an OpenVINO file, which ends in .xml"
 SAVED_MODEL = "a SavedModel, a directory"
-SUFFIXES = {".tflite": TFLITE, ".onnx": ONNX, "": SAVED_MODEL}
+SUFFIXES = {".tflite": TFLITE, ".onnx": ONNX, ".xml": OPENVINO, "": SAVED_MODEL}
 ONLY = {  # the formats that an option is for
-    "quantize": (TFLITE,),
-    "calibration": (TFLITE,),
+    "quantize": (TFLITE, OPENVINO),
+    "calibration": (TFLITE, OPENVINO),
     "gpu": (TFLITE,),
-    "input": (TFLITE, ONNX),
+    "input": (TFLITE, ONNX, OPENVINO),
     "attention": (SAVED_MODEL,),
 }
 
@@ -183,8 +193,8 @@ def format_of(path: Path) -> str:
         return SAVED_MODEL
     if suffix not in SUFFIXES:
         raise ValueError(
-            f"{name!r} ends in {suffix!r}: write {TFLITE}, or {ONNX}, or {SAVED_MODEL}. For a "
-            f"directory of this name give {name + '/'!r}."
+            f"{name!r} ends in {suffix!r}: write {TFLITE}, {ONNX}, {OPENVINO}, or "
+            f"{SAVED_MODEL}. For a directory of this name give {name + '/'!r}."
         )
     return SUFFIXES[suffix]
 
@@ -198,7 +208,10 @@ def check_options(path: Path, args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is for {' or '.join(kinds)}. Received: {os.fspath(path)!r}")
     if kind == SAVED_MODEL:
         saved_model.check_directory(pathlib.Path(path))
+    elif kind == OPENVINO:
+        openvino.check_path(path)
+        openvino.check_packages(args.quantize)
     else:
         common.target_file(path)
     if kind == ONNX:
-        onnx.check_packages()
+        onnx_graph.check_packages()

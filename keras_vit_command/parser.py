@@ -124,10 +124,10 @@ def _models(command: Command) -> None:
 
 
 def _files(command: Command) -> None:
-    text = "write a TFLite file, an ONNX file or a SavedModel directory"
+    text = "write a TFLite, ONNX or OpenVINO file or a SavedModel directory"
     add = command("export", text).add_argument
     add("name", metavar="NAME")
-    add("output", metavar="OUT", help="a file that ends in .tflite or .onnx, or a directory")
+    add("output", metavar="OUT", help="a file that ends in .tflite, .onnx or .xml, or a directory")
     add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
     _quantize(add)
     add("--calibration", metavar="FOLDER", help="about a hundred images, for --quantize int8")
@@ -145,7 +145,7 @@ def _files(command: Command) -> None:
     add("--image-size", type=size, metavar="N|HxW", help="as given to `export`")
     _measure(add, 10)
     add = command("benchmark", "measure size, latency and contents of a file").add_argument
-    add("file", metavar="FILE", help="TFLite, .onnx or a SavedModel directory, from any tool")
+    add("file", metavar="FILE", help="TFLite, .onnx, .xml or a SavedModel directory, from any tool")
     _measure(add, 50)
 
 
@@ -159,6 +159,12 @@ def _quantize(add: Add) -> None:
 
 def _measure(add: Add, runs: int) -> None:
     add("--threads", type=positive, metavar="N", help="default: one per processor")
+    add(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="in which OpenVINO computes (float32)",
+    )
     add(
         "--runs",
         type=positive,
@@ -207,7 +213,7 @@ def _finetune(command: Command) -> None:
     add("--patience", type=positive, metavar="N", help="stop after N epochs without a better one")
     add("--tensorboard", metavar="DIR", help="write logs for TensorBoard")
     add("--seed", type=int, default=0, metavar="N")
-    add("--export", metavar="FILE", help="also write a .tflite or .onnx file")
+    add("--export", metavar="FILE", help="also write a .tflite, .onnx or .xml file")
     _quantize(add)
     add("--keep", choices=("best", "last"), default="best", help="the epoch to keep (best)")
     add("--overwrite", action="store_true", help="replace the model in DIR")

@@ -28,7 +28,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {str(p.relative_to(ROOT)): p for p in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]}
 HUB = "# needs the Hub\n"  # the first line of code that a reader cannot run without a network
 # Likewise for a package that the reader need not have.
-OPTIONAL = {"# needs the extra onnx\n": ("onnx", "onnxruntime", "tf2onnx")}
+OPTIONAL = {
+    "# needs the extra onnx\n": ("onnx", "onnxruntime", "tf2onnx"),
+    "# needs the extra openvino\n": ("onnx", "openvino", "tf2onnx"),
+}
 HUB_NAME = "timm/deit_tiny_patch16_224.fb_in1k"
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

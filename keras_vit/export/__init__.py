@@ -4,6 +4,7 @@ from keras_vit.export.benchmark import Benchmark, benchmark
 from keras_vit.export.classify import FileClassifier
 from keras_vit.export.compare import Comparison, compare
 from keras_vit.export.onnx import to_onnx
+from keras_vit.export.openvino import to_openvino
 from keras_vit.export.saved_model import to_saved_model
 from keras_vit.export.tflite import to_tflite
 
@@ -14,6 +15,7 @@ __all__ = [
     "benchmark",
     "compare",
     "to_onnx",
+    "to_openvino",
     "to_saved_model",
     "to_tflite",
 ]

@@ -1,4 +1,4 @@
-"""Size and latency of any TFLite, SavedModel or ONNX file."""
+"""Size and latency of any TFLite, SavedModel, ONNX or OpenVINO file."""
 
 import abc
 import dataclasses
@@ -59,7 +59,7 @@ class Benchmark(Report):
     """
 
     path: str
-    kind: str  # "TFLite", "SavedModel" or "ONNX"
+    kind: str  # "TFLite", "SavedModel", "ONNX" or "OpenVINO"
     size: int  # bytes
     latency: float  # seconds, the median of warm runs
     quartiles: tuple[float, float]  # seconds: the lower and the upper quartile
@@ -69,6 +69,7 @@ class Benchmark(Report):
     outputs: dict[str, tuple[str, tuple[int, ...]]]
     operations: dict[str, int] | None  # name: count; None for a SavedModel
     partitions: int | None  # XNNPACK partitions; TFLite only
+    precision: str | None  # in which it computes; OpenVINO only
     labels: list[str] | None  # class names, if the file has them
     preset: dict[str, Any] | None  # what the file says of the model it was made from
 
@@ -81,6 +82,8 @@ class Benchmark(Report):
         low, middle, high = (f"{seconds * 1e3:.1f}" for seconds in times)
         yield "latency", f"{middle} ms, quartiles {low} and {high} ms"
         yield "measured", f"{self.runs} runs, {counted_threads(self.threads)}"
+        if self.precision:
+            yield "precision", self.precision
         for what, tensors in (("input", self.inputs), ("output", self.outputs)):
             for name, (dtype, shape) in tensors.items():
                 yield what, f"{name}: {dtype} {shape}"
@@ -93,15 +96,18 @@ class Benchmark(Report):
         yield from listing(self.operations, self.partitions)
 
 
-def benchmark(path: Path, threads: int | None = None, runs: int = 50) -> Benchmark:
+def benchmark(
+    path: Path, threads: int | None = None, runs: int = 50, precision: str = "float32"
+) -> Benchmark:
     """Run a file on random inputs and measure it.
 
     Args:
-        path: a TFLite file, an ONNX file or a SavedModel directory, written by this package or
-            any other.
+        path: a TFLite file, an ONNX file, the .xml file of OpenVINO or a SavedModel directory,
+            written by this package or any other.
         threads: of the interpreter; None: one per processor. (A SavedModel runs with TensorFlow's
             own number of threads, which a running process cannot change.)
         runs: how many runs are timed, after two to warm up.
+        precision: `"bfloat16"`, for OpenVINO alone, computes in it what is not int8.
 
     Returns:
         A `Benchmark`. A file with a dynamic batch size is measured with one image; a file for
@@ -111,11 +117,11 @@ def benchmark(path: Path, threads: int | None = None, runs: int = 50) -> Benchma
         FileNotFoundError: there is no such file.
         ValueError: the file is of another kind or damaged, or takes an input that cannot be made
             up, such as text.
-        ImportError: an ONNX file without onnxruntime.
+        ImportError: an ONNX file without onnxruntime, or an OpenVINO file without openvino.
     """
     if not isinstance(runs, int) or runs < 1:
         raise ValueError(f"runs must be a positive whole number. Received: {runs!r}")
-    file = files.open_file(path, threads)
+    file = files.open_file(path, threads, precision)
     size = (file.preset or {}).get("image_size") or (None, None)
     inputs = {name: _random(file, name, tensor, size) for name, tensor in file.inputs.items()}
     outputs = file.run(**inputs)
@@ -136,6 +142,7 @@ def benchmark(path: Path, threads: int | None = None, runs: int = 50) -> Benchma
         outputs=next(described),
         operations=file.operations,
         partitions=file.partitions,
+        precision=file.precision,
         labels=file.labels,
         preset=file.preset,
     )

@@ -12,19 +12,21 @@ from keras_vit.types import ImageSet, Path
 
 
 class FileClassifier:
-    """A file of `to_tflite`, `to_onnx` or `to_saved_model` that classifies images of any size.
+    """An exported file, of whichever format, that classifies images of any size.
 
     Args:
         path: the file or directory.
         threads: of the interpreter; None: one per processor.
+        precision: `"bfloat16"`, for OpenVINO alone, computes in it what is not int8.
 
     Raises:
         ValueError: the file does not say its preprocessing, or gives features.
         FileNotFoundError: there is no such file.
+        ImportError: the package that runs it is missing.
     """
 
-    def __init__(self, path: Path, threads: int | None = None):
-        self.file = files.open_file(path, threads)
+    def __init__(self, path: Path, threads: int | None = None, precision: str = "float32"):
+        self.file = files.open_file(path, threads, precision)
         self.classifier = feed.Classifier(self.file)
         about = self.file.preset or {}
         if self.classifier.output == "features" or not about.get("mean"):

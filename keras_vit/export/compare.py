@@ -35,6 +35,7 @@ class Comparison(Report):
     threads: int
     operations: dict[str, int] | None  # name: count; None for a SavedModel
     partitions: int | None  # XNNPACK partitions; TFLite only
+    precision: str | None  # in which it computes; OpenVINO only
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """The rows of the table: (name, value) as text."""
@@ -48,6 +49,8 @@ class Comparison(Report):
         if self.output == "probabilities" and self.mean_logit_difference is not None:
             yield "largest difference of logits", f"{self.largest_logit_difference:.2g}"
             yield "mean difference of logits", f"{self.mean_logit_difference:.2g}"
+        if self.precision:
+            yield "precision", self.precision
         threads = counted_threads(self.threads)
         yield "latency", f"{self.latency * 1e3:.1f} ms (batch {self.batch_size}, {threads}, median)"
         yield from listing(self.operations, self.partitions)
@@ -60,19 +63,21 @@ def compare(
     labels: Sequence[int] | np.ndarray | None = None,
     threads: int | None = None,
     runs: int = 10,
+    precision: str = "float32",
 ) -> Comparison:
-    """Run a file of `to_tflite`, `to_saved_model` or `to_onnx` and its model on the same images.
+    """Run an exported file and its model on the same images.
 
     Args:
         path: the file or directory.
         model: the model it was made from.
-        images: paths, PIL images or arrays, as `model.predict` takes them. A TFLite or ONNX file
-            gets the pixels that the model's preprocessor makes of them. For a model without a
-            preprocessor: its inputs, `(B, H, W, C)`.
+        images: paths, PIL images or arrays, as `model.predict` takes them. All files but a
+            SavedModel get the pixels that the model's preprocessor makes of them. For a model
+            without a preprocessor: its inputs, `(B, H, W, C)`.
         labels: the classes of the images, ints `(B,)`, to report the accuracy, too.
         threads: of the interpreter; None: one per processor. (A SavedModel runs with TensorFlow's
             own number of threads, which a running process cannot change.)
         runs: how many runs are timed; the latency is their median.
+        precision: `"bfloat16"`, for OpenVINO alone, computes in it what is not int8.
 
     Returns:
         A `Comparison`.
@@ -81,7 +86,7 @@ def compare(
         ValueError: no images; a label count that differs from theirs; a file that
             `keras_vit.export` did not write, or that was made from another model.
         FileNotFoundError: there is no such file.
-        ImportError: an ONNX file without onnxruntime.
+        ImportError: an ONNX file without onnxruntime, or an OpenVINO file without openvino.
     """
     inputs = listed(images)
     if labels is not None and len(labels) != len(inputs):
@@ -89,7 +94,7 @@ def compare(
             f"labels must contain the class of each of the {len(inputs)} images. "
             f"Received: {len(labels)} labels"
         )
-    file = files.open_file(path, threads)
+    file = files.open_file(path, threads, precision)
     fed = feed.Classifier(file)
     expected, found, batch = _outputs(fed, model, inputs)
     agreement = accuracy = model_accuracy = None
@@ -123,6 +128,7 @@ def compare(
         threads=file.threads,
         operations=file.operations,
         partitions=file.partitions,
+        precision=file.precision,
     )
 
 

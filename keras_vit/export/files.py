@@ -1,4 +1,4 @@
-"""TFLite files, SavedModels and ONNX files of any origin, with their inputs and outputs."""
+"""Files of any origin in the four formats, with their inputs and outputs."""
 
 import abc
 import collections
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_vit.export import metadata, model_file, onnx, runtime, saved_model
+from keras_vit.export import metadata, model_file, onnx, openvino, runtime, saved_model
 from keras_vit.types import Path
 
 
@@ -21,34 +21,43 @@ class Tensor(NamedTuple):
     shape: tuple[int | None, ...]
 
 
-def open_file(path: Path, threads: int | None = None) -> "File":
+def open_file(path: Path, threads: int | None = None, precision: str = "float32") -> "File":
     """The file at that path, ready to run.
 
     Args:
-        path: a TFLite or ONNX file, or a SavedModel directory.
+        path: a TFLite or ONNX file, the .xml file of OpenVINO, or a SavedModel directory.
         threads: to run it with; None: one per processor.
+        precision: `"bfloat16"`, for OpenVINO alone, computes in it what is not int8.
 
     Raises:
         FileNotFoundError: there is nothing at that path.
-        ValueError: the file is of another kind or does not run here.
-        ImportError: an ONNX file without onnxruntime.
+        ValueError: the file is of another kind or does not run here; an unknown precision.
+        ImportError: an ONNX file without onnxruntime, or an OpenVINO file without openvino.
     """
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    if not (path.is_dir() or path.is_file()):
+        raise ValueError(f"{str(path)!r} is neither a file nor a directory.")
+    count = threads or os.cpu_count() or 1
+    if path.suffix.lower() == ".xml" and path.is_file():
+        return OpenVINO(path, count, precision)
+    if precision != "float32":
+        raise ValueError(
+            f"precision={precision!r} is for OpenVINO files, which end in .xml. "
+            f"Received: {str(path)!r}"
+        )
     if path.is_dir():
         return SavedModel(path)
-    if not path.is_file():
-        raise ValueError(f"{str(path)!r} is neither a file nor a directory.")
     kind = TFLite if path.suffix == ".tflite" or model_file.is_tflite(path) else ONNX
-    return kind(path, threads or os.cpu_count() or 1)
+    return kind(path, count)
 
 
 class File(abc.ABC):
-    """The interface of the three kinds.
+    """The interface of the four kinds.
 
     Attributes:
-        kind: `"TFLite"`, `"SavedModel"` or `"ONNX"`.
+        kind: `"TFLite"`, `"SavedModel"`, `"ONNX"` or `"OpenVINO"`.
         inputs, outputs: dicts from names to `Tensor`.
         size: bytes.
         threads: how many it runs with.
@@ -56,6 +65,7 @@ class File(abc.ABC):
         partitions: XNNPACK partitions of the graph; TFLite only.
         labels: class names; None: the file has none.
         preset: a dict as from `keras_vit.export.metadata.about`; None: the file has none.
+        precision: in which it computes; OpenVINO only.
     """
 
     kind: str
@@ -65,6 +75,7 @@ class File(abc.ABC):
     partitions: int | None = None
     labels: list[str] | None = None
     preset: dict[str, Any] | None = None
+    precision: str | None = None
 
     def __init__(self, path: pathlib.Path, threads: int) -> None:
         self.path = path
@@ -201,6 +212,48 @@ def _onnx_dtype(name):
     """`tensor(float)` -> `float32`"""
     name = name.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+class OpenVINO(File):
+    """A graph in OpenVINO's CPU plugin, with its weights in the file beside it."""
+
+    kind = "OpenVINO"
+
+    def __init__(self, path: pathlib.Path, threads: int, precision: str) -> None:
+        super().__init__(path, threads)
+        self.precision = precision
+        weights = openvino.weights_of(path)
+        self.size += weights.stat().st_size if weights.is_file() else 0
+        try:
+            graph = openvino.read(path)
+            loaded = openvino.compiled(graph, threads, precision)
+        except RuntimeError as error:
+            raise self.broken("is not a valid OpenVINO file", error) from error
+        self.request = loaded.create_infer_request()
+        self.inputs, self.outputs = (
+            {_openvino_name(x): _openvino_tensor(x) for x in found}
+            for found in (loaded.inputs, loaded.outputs)
+        )
+        names = (node.get_type_name() for node in graph.get_ops())
+        ends = ("Parameter", "Constant", "Result")
+        self.operations = counted(name for name in names if name not in ends)
+        self.preset, self.labels = (
+            json.loads(graph.get_rt_info(place).value) if graph.has_rt_info(place) else None
+            for place in ([openvino.SECTION, key] for key in ("preset", "labels"))
+        )
+
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = self.request.infer([inputs[name] for name in self.inputs])
+        return dict(zip(self.outputs, outputs.to_tuple(), strict=True))
+
+
+def _openvino_name(tensor):
+    return tensor.any_name if tensor.names else tensor.node.get_friendly_name()
+
+
+def _openvino_tensor(tensor):
+    sizes = (None if n.is_dynamic else n.get_length() for n in tensor.partial_shape)
+    return Tensor(tensor.element_type.to_dtype().name, tuple(sizes))
 
 
 def _known(shape):

@@ -127,7 +127,7 @@ def written(content: bytes, choices: list[Rounded], static: list[Rounded]) -> by
     content = graph.with_biases(content, {product.name: product.bias for product in products})
     quantizer, types = modules()
     ranges = {}
-    with _silence():
+    with silence():
         work = quantizer.Quantizer(content)
         for name in map(types.TFLOperationName, graph.PRODUCTS):
             work.add_dynamic_config(".*", name, BITS)
@@ -144,7 +144,7 @@ def written(content: bytes, choices: list[Rounded], static: list[Rounded]) -> by
 def modules() -> tuple[Any, Any]:
     """AI Edge Quantizer: its modules `quantizer` and `qtyping`."""
     try:
-        with _silence():
+        with silence():
             from ai_edge_quantizer import qtyping, quantizer
     except ImportError as error:
         raise ImportError(
@@ -154,8 +154,8 @@ def modules() -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Hide its progress bars, reports and warnings."""
+def silence() -> Iterator[None]:
+    """Hide the progress bars, reports and warnings of a quantizer."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,20 +1,15 @@
 """ONNX: one file for onnxruntime and the many other programs that read the format."""
 
+import functools
 import importlib.util
-import json
 import pathlib
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
 from keras_vit import atomic
-from keras_vit.export import common, metadata, onnx_converters, variants
+from keras_vit.export import common, onnx_graph
 from keras_vit.types import Path, Size
-
-TOLERANCE = 1e-3  # relative error of the outputs (root mean square)
-LARGEST = 2**31  # bytes of a protocol buffer
 
 
 def to_onnx(
@@ -60,93 +55,18 @@ def to_onnx(
         RuntimeError: the file does not compute what the model does.
         OSError: the file cannot be written, or is a folder.
     """
-    _check_options(input, batch_size)
+    onnx_graph.check_options(input, batch_size)
     common.check_model(model, preprocessing)
-    check_packages()
+    onnx_graph.check_packages()
     path = common.target_file(path)
-    model = variants.in_float32(variants.at_size(model, image_size))
-    _check_size(model)
-    dtype = input if preprocessing else "float32"
-    whole = _whole(model, preprocessing, dtype)
+    source = onnx_graph.source(model, preprocessing, input, batch_size, image_size)
     with atomic.replacing(path) as new:
-        proto = onnx_converters.convert(whole, model, batch_size)
-        _name(proto, whole)
-        _describe(proto, model, preprocessing)
+        content = source.proto().SerializeToString()
         with common.disk_errors(f"The ONNX file {str(path)!r}"):
-            new.write_bytes(proto.SerializeToString())
-        _verify(new, model, whole, batch_size)
+            new.write_bytes(content)
+        load = functools.partial(_loaded, new, source.whole.inputs[0].name)
+        source.verify(load, "The ONNX file")
     return path
-
-
-def _check_options(input, batch_size):
-    if input not in ("uint8", "float32"):
-        raise ValueError(f'input must be "uint8" or "float32". Received: {input!r}')
-    common.check_batch_size(batch_size)
-
-
-def check_packages() -> None:
-    """Raise an error if a package that writes ONNX files on this backend is missing."""
-    backend, known = keras.backend.backend(), onnx_converters.PACKAGES
-    if backend not in known:
-        raise RuntimeError(
-            f"ONNX export needs one of the backends {', '.join(known)}. Received: {backend!r}"
-        )
-    needed = ("onnx", known[backend])
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f"ONNX export on the {backend} backend needs {' and '.join(missing)}: "
-            f"pip install {' '.join(missing)}"
-        )
-
-
-def _check_size(model):
-    if None in model.inputs[0].shape[1:]:
-        raise ValueError(
-            "An ONNX file is made for one image size: pass image_size=. "
-            f"Received: a model with an input of shape {model.inputs[0].shape}"
-        )
-    if model.count_params() * 4 >= LARGEST:
-        raise ValueError(
-            f"An ONNX file holds at most 2 GB. Received: {model.count_params():,} parameters of 4 "
-            "bytes. Use to_saved_model."
-        )
-
-
-def _whole(model, preprocessing, dtype):
-    """The model to convert: with normalisation and activation, and with named tensors."""
-    argument = common.PIXELS if preprocessing else common.NORMALIZED
-    images = keras.Input(model.inputs[0].shape[1:], dtype=dtype, name=argument)
-    x = images
-    if preprocessing:
-        scale, offset = common.converter(model).scale_and_offset()
-        x = ops.cast(images, "float32") * scale + offset
-    name = common.output_name(model, preprocessing)
-    x = ops.cast(model(x, training=False), "float32")
-    if name == "probabilities":
-        x = ops.softmax(x) if common.activation(model) == "softmax" else ops.sigmoid(x)
-    return keras.Model(images, x, name=name)
-
-
-def _name(proto, whole):
-    """Name the input, the output and the batch axis as in the other formats."""
-    graph, images = proto.graph, whole.inputs[0]
-    names = {graph.input[0].name: images.name, graph.output[0].name: whole.name}
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    for value in (*graph.input, *graph.output):
-        value.name = names[value.name]
-        if not value.type.tensor_type.shape.dim[0].HasField("dim_value"):
-            value.type.tensor_type.shape.dim[0].dim_param = "batch"
-
-
-def _describe(proto, model, preprocessing):
-    about = {"preset": {**metadata.about(model), "preprocessing": preprocessing}}
-    about["labels"] = metadata.class_names(model)
-    for key, value in about.items():
-        if value:
-            proto.metadata_props.add(key=key, value=json.dumps(value))
 
 
 def session(path: Path, threads: int | None = None) -> Any:
@@ -170,29 +90,13 @@ def operations(path: Path) -> list[str] | None:
     return [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
 
 
-def _verify(path, model, whole, batch_size):
-    count = common.sample_count(batch_size)
-    images = common.samples(count, *whole.inputs[0].shape[1:])
-    if whole.inputs[0].name == common.NORMALIZED:
-        images = images.astype("float32") / 127.5 - 1
-    images = images.astype(whole.inputs[0].dtype)
-    batches = np.split(images, count // (batch_size or count))
-    try:
-        run = _runner(path).run
-        found = np.concatenate([run(None, {whole.inputs[0].name: x})[0] for x in batches])
-    except Exception as error:  # onnxruntime raises many classes of its own
-        raise RuntimeError(f"The exported file does not run: {error}") from error
-    expected = ops.convert_to_numpy(whole(images, training=False))
-    what, checked = "The ONNX file", f"{count} generated test images"
-    act = common.activation(model)
-    difference = common.check_outputs(expected, found, whole.name, act, TOLERANCE, what, checked)
-    common.log_check(what, checked, common.scale_of(whole.name), difference, TOLERANCE)
-
-
-def _runner(path):
-    """onnxruntime; without it, the slow reference evaluator of the package onnx."""
+def _loaded(path, name):
+    """A function of the file's input: onnxruntime; without it, the slow reference evaluator of the
+    package onnx."""
     if importlib.util.find_spec("onnxruntime"):
-        return session(path)
-    from onnx.reference import ReferenceEvaluator
+        runner = session(path)
+    else:
+        from onnx.reference import ReferenceEvaluator
 
-    return ReferenceEvaluator(str(path))
+        runner = ReferenceEvaluator(str(path))
+    return lambda images: runner.run(None, {name: images})[0]

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vit.export import common, fold, onnx_weights
+from keras_vit.export import common, fold, onnx_products, onnx_weights
 
 OPSET = 18  # the newest that tf2onnx writes
 LACKS = "This model contains an operation that ONNX lacks, or lacks in this form: {}"
@@ -74,6 +74,7 @@ def _by_tensorflow(whole, model, shape):
     finally:
         log.level = level
     onnx_weights.insert(proto, [(variable.path, value) for variable, value in weights])
+    onnx_products.merge_reshapes(proto)
     return proto
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_vit.export import graph, int8, model_file
+from keras_vit.export import graph, model_file
 
 # The relative error (root mean square) of the outputs above which a file is rejected.
 TOLERANCES = {None: 1e-3, "float16": 0.02, "int8_dynamic": 0.25, "int8": 0.25}
@@ -20,7 +20,7 @@ ADVICE = {  # what to do if a file is rejected
 
 
 def check(quantize: str | None, calibration: Any) -> None:
-    """Raise an error if the two do not go together, or if a package is missing."""
+    """Raise an error if `quantize` is unknown, or the two do not go together."""
     if quantize not in TOLERANCES:
         names = ", ".join(map(repr, TOLERANCES))
         raise ValueError(f"quantize must be one of {names}. Received: {quantize!r}")
@@ -36,7 +36,6 @@ def check(quantize: str | None, calibration: Any) -> None:
             "a hundred of your own, as paths, PIL images or arrays (calibration=...). Without "
             'images, use quantize="int8_dynamic".'
         )
-    int8.modules()
 
 
 def prepare(converter: Any, quantize: str | None) -> None:

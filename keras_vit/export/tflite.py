@@ -9,14 +9,13 @@ import keras
 import numpy as np
 
 from keras_vit import atomic, weights
-from keras_vit.export import common, fold, int8, metadata, variants
+from keras_vit.export import calibrating, common, fold, int8, metadata, variants
 from keras_vit.export import quantize as quantization
 from keras_vit.export.quantize import TOLERANCES
 from keras_vit.export.runtime import interpreter, operations
 from keras_vit.types import Images, Path, Size
 
 LARGEST = 2**31  # bytes in one flatbuffer
-CHECKED = 16  # batches of calibration images that a file is checked on, at most
 
 
 def to_tflite(
@@ -82,7 +81,7 @@ def to_tflite(
         model = variants.in_float32(variants.at_size(model, image_size))
         _check_model(model)
         dtype = input if preprocessing else "float32"
-        images = _calibration(model, calibration, preprocessing, dtype, batch_size)
+        images = calibrating.batches(model, calibration, preprocessing, dtype, batch_size)
         content = _convert(model, quantize, preprocessing, dtype, batch_size)
         if quantize == "int8_dynamic":
             content = quantization.depthwise_in_float(content)
@@ -98,6 +97,8 @@ def to_tflite(
 
 def _check_options(quantize, preprocessing, input, batch_size, calibration, gpu):
     quantization.check(quantize, calibration)
+    if quantize == "int8":
+        int8.modules()
     if input not in ("uint8", "float32"):
         raise ValueError(f'input must be "uint8" or "float32". Received: {input!r}')
     if not isinstance(batch_size, int) or batch_size < 1:
@@ -124,36 +125,6 @@ def _check_model(model):
             "TFLite export takes models of at most 2 GB of weights. Received: "
             f"{model.count_params():,} parameters of 4 bytes. Use to_saved_model."
         )
-
-
-def _calibration(model, images, preprocessing, dtype, batch_size):
-    """The file's input by name, and batches of images as it takes them; None without images."""
-    if images is None:
-        return None
-    converter = common.converter(model)
-    if converter is not None:
-        try:
-            images = converter.pixels(images)
-        except ValueError as error:
-            raise ValueError(
-                "calibration must contain raw images, with preprocessing=False, too: the model's "
-                f"preprocessor is applied. {error}"
-            ) from error
-        if images.max() <= 1:
-            raise ValueError(
-                "calibration must contain raw images with pixels in 0..255. Received: images of "
-                f"which the largest value is {images.max():.3g}, so they are black."
-            )
-        images = images if preprocessing else converter.normalize(images)
-    images = np.asarray(images, dtype)
-    if images.ndim != 4 or images.shape[1:] != tuple(model.inputs[0].shape[1:]):
-        raise ValueError(
-            f"calibration must contain images of shape {model.inputs[0].shape[1:]}. "
-            f"Received: an array of shape {images.shape}"
-        )
-    images = images[np.arange(-(-len(images) // batch_size) * batch_size) % len(images)]
-    name = common.PIXELS if preprocessing else common.NORMALIZED
-    return name, np.split(images, len(images) // batch_size)
 
 
 def _int8(content, images, activation):
@@ -231,9 +202,7 @@ def _verify(path, model, quantize, calibration):
         kind = "generated test images"
         images = images if argument == common.PIXELS else images.astype("float32") / 127.5 - 1
     else:
-        batches = calibration[1]
-        spread = np.linspace(0, len(batches) - 1, min(CHECKED, len(batches))).astype(int)
-        images, kind = np.concatenate([batches[i] for i in spread]), "calibration images"
+        images, kind = calibrating.some(calibration[1]), "calibration images"
     inputs = common.converter(model).normalize(images) if argument == common.PIXELS else images
     (name,) = run.get_output_details()
     batches = np.split(images.astype(details["dtype"]), len(images) // size)
