@@ -5,9 +5,12 @@ import http.server
 import json
 import os
 import pathlib
+import signal
+import subprocess
 import sys
 import tarfile
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from PIL import Image
 
 from keras_vit import scale
 from keras_vit.scale import nearest, reading, shards, sources
+from keras_vit_command import run as main
 
 pytest.importorskip("pyarrow")
 import pyarrow as pa  # noqa: E402
@@ -432,3 +436,158 @@ def test_what_search_refuses(model, folder, tmp_path):
         scale.search(tmp_path / "out", picture, model=tiny.classifier(num_classes=3))
     with pytest.raises(ValueError, match="not a picture"):
         scale.search(tmp_path / "out", folder / "rose/broken.png", model=model)
+
+
+# --- The command ---
+
+PRESET = "vit_digits_patch4_32.sklearn"
+
+
+def test_embed_and_search_as_commands(folder, tmp_path, capsys):
+    words = ["embed", str(folder), "--preset", PRESET, "--out", str(tmp_path / "out")]
+    assert main([*words, "--image-size", "32x48"]) == 2  # a picture is broken
+    said = capsys.readouterr()
+    assert "6 pictures." in said.out and "1 row with an error" in said.err
+    assert "rose/broken.png" in said.err
+    assert main([*words, "--image-size", "32x48", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["pictures"], found["before"], found["broken"]) == (6, 6, 0)
+    assert main(words) == 2  # another size
+    assert "Choose another folder, or delete this one." in capsys.readouterr().err
+    words = ["search", str(tmp_path / "out"), str(folder / "tulip/1.png"), "--top", "3"]
+    assert main([*words, "--json"]) == 0
+    matches = json.loads(capsys.readouterr().out)
+    assert matches[0]["path"] == "tulip/1.png" and len(matches) == 3
+    assert matches[0]["similarity"] == pytest.approx(1, abs=1e-5)
+    pytest.importorskip("matplotlib")
+    assert main([*words, "--output", str(tmp_path / "sheet.png")]) == 0
+    assert "tulip/1.png" in capsys.readouterr().out
+    with Image.open(tmp_path / "sheet.png") as drawn:
+        assert drawn.size[0] > 1000
+
+
+def test_commands_that_fail_say_so_in_a_line(folder, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    out = ["--preset", PRESET, "--out", str(tmp_path / "out")]
+    for words, said in (
+        (["embed", str(tmp_path / "empty"), *out], "There is no picture in"),
+        (["embed", str(folder), *out[:3], "/proc/none"], "/proc/none"),
+        (["search", str(folder), "x.png"], "no folder that `embed` wrote"),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("keras-vit: ") and error.count("\n") == 1 and said in error
+
+
+def test_ctrl_c_and_again(tmp_path):
+    """The real signal, to the real program."""
+    for i in range(3000):
+        (tmp_path / f"{i:04d}.png").write_bytes(b"x")
+    draw(tmp_path / "9999.png", 0)
+    program = "import sys\nfrom keras_vit import scale\nfrom keras_vit_command import run\n"
+    program += "scale.embedding.MOST = 10\nprint('ready', flush=True)\nsys.exit(run(sys.argv[1:]))"
+    words = ["embed", str(tmp_path), "--preset", PRESET, "--out", str(tmp_path / "out")]
+    root = pathlib.Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True, cwd=root
+    ) as run:
+        until(lambda: (tmp_path / "out/part-000002.parquet").exists() or run.poll() is not None)
+        run.send_signal(signal.SIGINT)
+        error = run.communicate(timeout=60)[1]
+    assert run.returncode == 130 and "run it again to continue" in error, error
+    parts = len([*(tmp_path / "out").glob("part-*")])
+    done = scale.embed(PRESET, tmp_path, tmp_path / "out")
+    assert done.before == 10 * parts and 3 <= parts < 301
+    assert table(tmp_path / "out")["path"].to_pylist() == [f"{i:04d}.png" for i in range(3000)] + [
+        "9999.png"
+    ]
+
+
+def until(done, seconds=120):
+    """Wait for something."""
+    end = time.monotonic() + seconds
+    while not done() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert done()
+
+
+# --- On Ray ---
+
+ON_RAY = """
+import sys
+import tiny_models
+from keras_vit import scale
+done = scale.embed(
+    tiny_models.classifier(), sys.argv[1].split(), sys.argv[2], workers=2, part_size=2, threads=1
+)
+print(done.pictures, done.before, done.broken)
+"""
+
+
+class Slow(Quiet):
+    def do_GET(self):
+        time.sleep(0.3)
+        super().do_GET()
+
+
+def workers_of(mark):
+    """The process ids of Ray's workers that have this text in their environment."""
+    for place in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            words, environment = (place / "cmdline").read_bytes(), (place / "environ").read_bytes()
+        except OSError:
+            continue
+        if words.startswith(b"ray::MapWorker") and mark.encode() in environment:
+            yield int(place.name)
+
+
+def test_a_worker_of_ray_is_killed(model, folder, tmp_path):
+    """Its parts are made by the others; what is there equals `predict`."""
+    pytest.importorskip("ray")
+    for i in range(20):
+        draw(folder / f"{i}.png", 100 + i)
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *args: Slow(*args, directory=folder)
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    urls = [f"http://127.0.0.1:{server.server_port}/{i}.png" for i in range(20)]
+    urls.append(f"http://127.0.0.1:{server.server_port}/rose/broken.png")
+    here = pathlib.Path(__file__).parent
+    environment = {"PYTHONPATH": f"{here.parent}:{here}", "KERAS_VIT_TEST": str(tmp_path)}
+    environment |= {"RAY_worker_niceness": "0"}  # on a busy machine they would wait for ever
+    words = [sys.executable, "-c", ON_RAY, " ".join(urls), str(tmp_path / "out")]
+    log = tmp_path / "log"
+    try:
+        with (
+            open(log, "w") as file,
+            subprocess.Popen(
+                words, env={**os.environ, **environment}, stdout=file, stderr=file
+            ) as run,
+        ):
+            until(lambda: any((tmp_path / "out").glob("part-*")) or run.poll() is not None, 300)
+            assert run.poll() is None, log.read_text()
+            killed = min(workers_of(str(tmp_path)))
+            os.kill(killed, signal.SIGKILL)
+            try:
+                assert run.wait(timeout=300) == 0, log.read_text()
+            finally:
+                run.kill()
+        assert "21 0 1" in log.read_text()
+        again = scale.embed(model, urls, tmp_path / "out")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (again.pictures, again.before) == (21, 21)
+    assert table(tmp_path / "out")["path"].to_pylist() == urls
+    expected = features(model, [folder / f"{i}.png" for i in range(20)])
+    found = np.stack([*values(tmp_path / "out").values()])
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_ray_a_sentence(model, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r'pip install "keras-vit-zoo\[scale\]"'):
+        scale.embed(model, folder, tmp_path / "out", workers=2)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r'pip install "keras-vit-zoo\[scale\]"'):
+        scale.embed(model, folder, tmp_path / "out")

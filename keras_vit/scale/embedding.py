@@ -56,6 +56,7 @@ def embed(
     threads: int | None = None,
     column: str | None = None,
     options: dict[str, Any] | None = None,
+    name: str | None = None,
     progress: Progress | None = None,
 ) -> Embedded:
     """Embed many pictures, into Parquet files `part-000000.parquet` ... with a row for each.
@@ -82,6 +83,7 @@ def embed(
         threads: that read and decode, in each process; None: one per processor, 32 for URLs.
         column: of the Parquet file with paths or URLs.
         options: of `from_preset`, where `model` is a name.
+        name: by which `search` loads the model again; None: the preset that it came from.
         progress: a function of (iterable of parts, how many) that yields them and shows progress.
 
     Raises:
@@ -94,9 +96,12 @@ def embed(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}. Received: {dtype!r}")
     sources = find(source, column)
-    name = None if isinstance(model, ImageClassifier) else str(model)
     if not isinstance(model, ImageClassifier):
+        name = name or str(model)
         model = from_preset(model, **(options or {}))
+    name = name or model.preset
+    if name and pathlib.Path(name).exists():
+        name = str(pathlib.Path(name).resolve())
     output = Output(model, what, batch_size, top)
     manifest = Manifest(
         what=what,
@@ -104,7 +109,7 @@ def embed(
         dtype=dtype,
         model=fingerprint(model),
         root=sources.root,
-        preset=name or model.preset,
+        preset=name,
         options=options or {},
     )
     with _opened(out, manifest) as shards:

@@ -61,7 +61,8 @@ def search(
     if model is None:
         model = manifest.preset
     if not isinstance(model, ImageClassifier):
-        model = from_preset(model, **manifest.options)  # type: ignore[arg-type]
+        listed = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest.options.items()}
+        model = from_preset(model, **listed)  # type: ignore[arg-type]
     if fingerprint(model) != manifest.model:
         raise ValueError(
             f"The features in {str(folder)!r} are of another model ({manifest.preset or 'unnamed'})"

@@ -22,7 +22,11 @@ from keras_vit.scale.parts import Done, Part
 from keras_vit.scale.parts import write_parts as write_here
 from keras_vit.scale.shards import Shards
 
-RETRIES = 3  # of a part whose worker dies: a picture that kills it must not do so for ever
+RETRIES = 3  # of a part whose worker dies: a picture that kills it must not do so without end
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its authors
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +66,7 @@ def write_parts(
             # then waits for ever, in silence.
             num_cpus=min(1.0, 0.5 * cpus / settings.workers),
             num_gpus=min(1.0, gpus / settings.workers) if gpus else None,
-            max_restarts=RETRIES * settings.workers,
-            max_task_retries=RETRIES,
+            ray_remote_args_fn=_limits,
         )
         try:
             for row in done.iter_rows():
@@ -73,6 +76,11 @@ def write_parts(
             raise cause if isinstance(cause, OSError) else RuntimeError(str(cause)) from error
         except ray.exceptions.RayError as error:
             raise RuntimeError(f"A worker of Ray failed: {error}".split("\n")[0]) from error
+
+
+def _limits() -> dict[str, int]:
+    """Ray Data itself would restart a worker for ever."""
+    return {"max_restarts": RETRIES, "max_task_retries": RETRIES}
 
 
 class Worker:
@@ -117,7 +125,8 @@ def _share_processors(workers: int) -> None:
 @contextlib.contextmanager
 def _running() -> Iterator[Any]:
     """The module ray, connected; a cluster of this machine alone ends with the job."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its authors
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data
@@ -126,12 +135,14 @@ def _running() -> Iterator[Any]:
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    kept = context.enable_progress_bars
+    context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    kept = context.enable_progress_bars, log.level
     context.enable_progress_bars = False
+    log.setLevel(logging.ERROR)
     try:
         yield ray
     finally:
-        context.enable_progress_bars = kept
+        context.enable_progress_bars = kept[0]
+        log.setLevel(kept[1])
         if started:
             ray.shutdown()
