@@ -19,7 +19,8 @@ import tempfile
 import numpy as np
 
 START = """
-import json, pathlib, resource, sys, time
+import json, os, pathlib, resource, sys, time
+os.environ["RAY_worker_niceness"] = "0"  # as this process has
 import keras_vit
 from keras_vit import scale
 from keras_vit.scale import reading, sources
@@ -77,7 +78,7 @@ EMBED = """
             memory.append(sum(map(resident, workers_of_ray())))
             yield item
     with mock.patch.object(embedding, "find", lambda *_: found):
-        scale.embed(model, source, out, batch_size=batch, workers=workers, part_size=8 * batch,
+        scale.embed(model, source, out, batch_size=batch, workers=workers, part_size=2 * batch,
             name=preset, progress=progress)
     # After the first part: the start of the model, and of Ray, is not a rate.
     rows = sum(n for _, n in moments[1:])
