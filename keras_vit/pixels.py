@@ -104,8 +104,13 @@ def _eight_bits(image: Image.Image, mode: str) -> Image.Image:
 
 def picture_files(folder: Path) -> list[pathlib.Path]:
     """The files below a folder that have the extension of a picture, sorted; no hidden ones."""
-    endings = {e for e, kind in Image.registered_extensions().items() if kind not in NOT_DECODED}
+    endings = picture_endings()
     return [path for path in files_below(folder) if path.suffix.lower() in endings]
+
+
+def picture_endings() -> set[str]:
+    """The extensions of the formats that PIL decodes: `.jpg` ..., in lower case."""
+    return {e for e, kind in Image.registered_extensions().items() if kind not in NOT_DECODED}
 
 
 def files_below(folder: Path) -> list[pathlib.Path]:

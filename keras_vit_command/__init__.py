@@ -1,5 +1,5 @@
 """The console script `keras-vit`: list | show | predict | finetune | pretrain | evaluate | probe |
-export | compare | benchmark | explain | demo.
+embed | search | export | compare | benchmark | explain | demo.
 
 It is a package of its own because importing keras_vit imports TensorFlow. That takes seconds, which
 `--help`, `list` and `show` do not need, and prints to stderr from C before any setting is read.

@@ -21,6 +21,8 @@ MODULES = {  # imported on demand: Keras takes seconds
     "pretrain": "pretraining",
     "evaluate": "evaluating",
     "probe": "evaluating",
+    "embed": "embedding",
+    "search": "embedding",
 }
 # What keras_vit.train has, whose import takes seconds.
 PRETRAINING = ("mae", "simmim", "masked_patches")
@@ -34,6 +36,7 @@ RECIPES = (
     "mae_finetune",
     "vit_transfer",
 )
+EMBEDDINGS = ("features", "classes", "tokens")
 EXPLANATIONS = (  # those of keras_vit.explain, whose import takes seconds
     "rollout",
     "relevance",
@@ -78,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     _finetune(command)
     _pretrain(command)
     _evaluate(command)
+    _embed(command)
     text = "load, classify, fine-tune, export and explain a model, in two minutes"
     add = command("demo", text).add_argument
     add("--preset", metavar="NAME", help="a checkpoint other than the small one in the package")
@@ -257,6 +261,30 @@ def _evaluate(command: Command) -> None:
     add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
     add("--plot", metavar="PNG", help="draw accuracy against time per image")
     add("--seed", type=int, default=0, metavar="N")
+    add("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _embed(command: Command) -> None:
+    text = "write the embeddings of many pictures as Parquet files; again: those that are missing"
+    add = command("embed", text).add_argument
+    text = "a folder, a .tar file or a pattern of them, or a Parquet file of paths or URLs"
+    add("source", metavar="FOLDER", help=text)
+    add("--preset", dest="name", metavar="NAME", required=True, help="the model")
+    add("--out", "--output", dest="output", metavar="DIR", required=True, help="for the files")
+    add("--what", choices=EMBEDDINGS, default="features", help="what to write (features)")
+    add("--batch-size", type=positive, default=32, metavar="N", help="images per step (32)")
+    add("--workers", type=positive, metavar="N", help="processes of Ray; default: this one alone")
+    add("--top", type=positive, default=5, metavar="N", help="how many classes (5)")
+    add("--float16", action="store_true", help="half the storage")
+    add("--column", metavar="NAME", help="of the Parquet file: the paths or URLs")
+    add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
+    add("--json", action="store_true", help="print JSON")
+    text = "find the pictures that are nearest to one, among those that `embed` has embedded"
+    add = command("search", text).add_argument
+    add("folder", metavar="DIR", help="what `embed` has written")
+    add("picture", metavar="PICTURE", help="a file or a URL")
+    add("--top", type=positive, default=10, metavar="N", help="how many pictures (10)")
+    add("--output", metavar="PNG", help="draw them")
     add("--json", action="store_true", help="print JSON instead of a table")
 
 

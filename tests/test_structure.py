@@ -40,7 +40,7 @@ TIERS = [
     },
     {"models"},
     {"layouts", "zoo"},
-    {"explain", "export", "train"},
+    {"explain", "export", "scale", "train"},
     {"demo"},
 ]
 RANK = {name: rank for rank, names in enumerate(TIERS) for name in names}
@@ -214,8 +214,9 @@ def python(code, *arguments, **environment):
     return result.stdout
 
 
-HEAVY = ["ai_edge_litert", "jax", "matplotlib", "pandas", "rich", "safetensors.tensorflow"]
-HEAVY += ["safetensors.torch", "scipy", "sklearn", "timm", "torch", "torchvision", "transformers"]
+HEAVY = ["ai_edge_litert", "jax", "matplotlib", "pandas", "pyarrow", "ray", "rich"]
+HEAVY += ["safetensors.tensorflow", "safetensors.torch", "scipy", "sklearn", "timm", "torch"]
+HEAVY += ["torchvision", "transformers"]
 WITHOUT_KERAS = """
 import sys
 import keras_vit_presets
