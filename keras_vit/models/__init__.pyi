@@ -217,10 +217,13 @@ class DeiTBackbone(_deit.DeiTBackbone):
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
             antialiased; FlexiViT, C-RADIO) or `"bilinear_corners"` (the same, and the position
             embedding has aligned corners; C-RADIOv3-B and H).
-        positions: `"learned"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`.
-        attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), `"axial"`
-            (`AxialAttention`), `"sparse"` (`SparseAttention`). The last two are for images of one
-            size.
+        positions: `"learned"`, `"learned2d"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`; with
+            full attention also `"relative"` (`RelativePositionAttention`) or `"rotary"`
+            (`RotaryPositionAttention`) instead of these.
+        attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), or one for images of
+            one size: `"axial"` (`AxialAttention`), `"sparse"` (`SparseAttention`), `"window"`
+            (`ShiftedWindowAttention`, shifted in every other block), `"pooling"`
+            (`PoolingAttention`), `"relative"`, `"shaw"` (`ShawAttention`), `"rotary"`.
         dtype: Keras dtype policy.
         num_heads, mlp_ratio and the others: as in `TransformerBlock`.
 
@@ -856,10 +859,13 @@ class ViTBackbone(_vit.ViTBackbone):
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
             antialiased; FlexiViT, C-RADIO) or `"bilinear_corners"` (the same, and the position
             embedding has aligned corners; C-RADIOv3-B and H).
-        positions: `"learned"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`.
-        attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), `"axial"`
-            (`AxialAttention`), `"sparse"` (`SparseAttention`). The last two are for images of one
-            size.
+        positions: `"learned"`, `"learned2d"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`; with
+            full attention also `"relative"` (`RelativePositionAttention`) or `"rotary"`
+            (`RotaryPositionAttention`) instead of these.
+        attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), or one for images of
+            one size: `"axial"` (`AxialAttention`), `"sparse"` (`SparseAttention`), `"window"`
+            (`ShiftedWindowAttention`, shifted in every other block), `"pooling"`
+            (`PoolingAttention`), `"relative"`, `"shaw"` (`ShawAttention`), `"rotary"`.
         dtype: Keras dtype policy.
         num_heads, mlp_ratio and the others: as in `TransformerBlock`.
 
