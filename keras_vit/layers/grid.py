@@ -36,9 +36,8 @@ class GridAttention(Attention):
         self.num_prefix_tokens = num_prefix_tokens
 
     def get_config(self) -> dict[str, Any]:
-        # The arguments of the base classes, which are in `kwargs` here.
-        bases = type(self).__mro__[: type(self).__mro__.index(Attention) + 1]
-        own = [name for base in bases for name in arguments(base.__init__)]
+        # The arguments of the base classes, which are in `kwargs` of a subclass.
+        own = {**arguments(Attention.__init__), **arguments(GridAttention.__init__)}
         return {**super().get_config(), **{name: getattr(self, name) for name in own}}
 
     def build(self, input_shape: Shape) -> None:

@@ -24,7 +24,9 @@ def adaptive_average(x: Tensor, size: int) -> Tensor:
     known = x.shape[1:3]
     if not any(n is None or n % size for n in known):
         window = (known[0] // size, known[1] // size)
-        return x if window == (1, 1) else ops.average_pool(x, window, data_format="channels_last")
+        if window == (1, 1):
+            return x
+        return ops.average_pool(x, window, window, data_format="channels_last")  # JAX needs both
     (rows, columns), channels = map_size(x), x.shape[3]
     x = ops.matmul(_means(rows, size, x.dtype), ops.reshape(x, (-1, rows, columns * channels)))
     x = ops.reshape(x, (-1, size, columns, channels))

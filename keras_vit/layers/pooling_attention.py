@@ -70,7 +70,7 @@ class PoolingAttention(GridAttention):
         below, right = (-n % r for n, r in zip(self.grid, self.ratio, strict=True))
         if below or right:
             x = ops.pad(x, ((0, 0), (0, below), (0, right), (0, 0)))
-        x = ops.average_pool(x, self.ratio, data_format="channels_last")
+        x = ops.average_pool(x, self.ratio, self.ratio, data_format="channels_last")
         if below or right:  # the zeros do not count
             parts = self.ratio[0] * self.ratio[1] / self.sizes()
             x = x * ops.convert_to_tensor(parts[None, :, :, None], x.dtype)

@@ -162,7 +162,7 @@ class ShawAttention(GridAttention):
         super().build(input_shape)
         self.reach = [min(self.max_distance, n - 1) for n in self.grid]
         self.relative_keys = self.vectors("keys", input_shape[-1])
-        self.relative_vals = None
+        self.relative_vals: Any = None
         if self.relative_values:
             self.relative_vals = self.vectors("values", input_shape[-1])
 

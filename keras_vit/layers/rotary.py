@@ -190,9 +190,8 @@ def axial_table(
     Raises:
         ValueError: if the width is not a multiple of 4.
     """
-    options = {"depth": 1, "num_heads": 1, "head_width": width, "patch_size": 1, "prefix": prefix}
-    layer = RotaryEmbedding(**options, rope_temperature=temperature)
-    rows, columns = layer.positions(*grid, np)
+    layer = RotaryEmbedding(1, 1, width, patch_size=1, prefix=prefix, rope_temperature=temperature)
+    rows, columns = layer.positions(grid[0], grid[1], np)
     freqs = layer.axial_freqs()
     angles = np.concatenate([rows * freqs, columns * freqs], axis=-1)
     return table(angles[None], np).astype("float32")
