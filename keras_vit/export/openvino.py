@@ -19,7 +19,7 @@ from keras_vit.types import Images, Path, Size
 
 SECTION = "keras_vit"  # of the file's rt_info
 HINTS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names
-ADVICE: dict[str | None, str] = {  # what to do if a file is rejected
+ADVICE = {  # what to do if a file is rejected
     **quantization.ADVICE,
     "int8": (
         ' Its activations do not tolerate int8: use quantize="int8_dynamic". Or the calibration '

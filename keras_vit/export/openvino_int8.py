@@ -9,7 +9,7 @@ from keras_vit.export import openvino_packages
 from keras_vit.export.int8 import silence
 
 # How much of an outlier's size moves from activations into weights: of 0.5, 0.7 and NNCF's 0.95,
-# a DeiT-Tiny agrees best with itself in float32 (benchmarks/openvino.py).
+# a DeiT-Tiny agrees best with itself in float32 (benchmarks/openvino_int8.py).
 SMOOTHING = 0.5
 
 
@@ -49,12 +49,19 @@ def _inner_axes(node, axes):
     return (axes - 1,) if node.get_attributes()["transpose_b"] else (axes - 2,)
 
 
-def quantized(graph: Any, images: tuple[str, list[np.ndarray]]) -> Any:
-    """A graph in int8, except for the products of two activations.
+def quantized(
+    graph: Any,
+    images: tuple[str, list[np.ndarray]],
+    smoothing: float = SMOOTHING,
+    attention: bool = False,
+) -> Any:
+    """A graph in int8.
 
     Args:
         graph: an `openvino.Model`.
         images: the input's name, and batches of calibration images as it takes them.
+        smoothing: see `SMOOTHING`.
+        attention: whether products of two activations are in int8, too.
 
     Returns:
         Another `openvino.Model`.
@@ -63,12 +70,10 @@ def quantized(graph: Any, images: tuple[str, list[np.ndarray]]) -> Any:
     from nncf.quantization import advanced_parameters as advanced
 
     name, batches = images
-    attention = [
-        node.get_friendly_name()
-        for node in graph.get_ops()
-        if node.get_type_name() == "MatMul" and not _is_product(node)
-    ]
-    alphas = advanced.AdvancedSmoothQuantParameters(matmul=SMOOTHING)
+    products = [node for node in graph.get_ops() if node.get_type_name() == "MatMul"]
+    left_out = [] if attention else [node for node in products if not _is_product(node)]
+    ignored = nncf.IgnoredScope(names=[node.get_friendly_name() for node in left_out])
+    alphas = advanced.AdvancedSmoothQuantParameters(matmul=smoothing)
     with silence():
         logging.getLogger("nncf").setLevel(logging.ERROR)
         return nncf.quantize(
@@ -77,6 +82,6 @@ def quantized(graph: Any, images: tuple[str, list[np.ndarray]]) -> Any:
             subset_size=len(batches),
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=nncf.IgnoredScope(names=attention),
+            ignored_scope=ignored,
             advanced_parameters=advanced.AdvancedQuantizationParameters(smooth_quant_alphas=alphas),
         )

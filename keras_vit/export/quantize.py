@@ -9,7 +9,7 @@ from keras_vit.export import graph, model_file
 
 # The relative error (root mean square) of the outputs above which a file is rejected.
 TOLERANCES = {None: 1e-3, "float16": 0.02, "int8_dynamic": 0.25, "int8": 0.25}
-ADVICE = {  # what to do if a file is rejected
+ADVICE: dict[str | None, str] = {  # what to do if a file is rejected
     "float16": ' Its weights do not fit float16: use quantize=None or "int8_dynamic".',
     "int8_dynamic": ' Its weights do not tolerate int8: use quantize="float16".',
     "int8": (
