@@ -52,7 +52,7 @@ if __name__ == "__main__":
 """
 MODEL = """
     import numpy as np
-    x = np.zeros((*output.converter.image_size, 3), "float32")
+    x = np.zeros((*output.converter.image_size, len(output.converter.mean)), "float32")
     output([x] * batch)
     start = time.perf_counter()
     for _ in range(-(-count // batch)):
