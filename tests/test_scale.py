@@ -18,7 +18,7 @@ import tiny_models as tiny
 from PIL import Image
 
 from keras_vit import scale
-from keras_vit.scale import nearest, reading, shards, sources
+from keras_vit.scale import nearest, on_ray, reading, shards, sources
 from keras_vit_command import run as main
 
 pytest.importorskip("pyarrow")
@@ -582,6 +582,16 @@ def test_a_worker_of_ray_is_killed(model, folder, tmp_path):
     expected = features(model, [folder / f"{i}.png" for i in range(20)])
     found = np.stack([*values(tmp_path / "out").values()])
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_error_of_a_worker_is_a_sentence():
+    class RayTaskError(Exception):
+        cause = RuntimeError("its own")
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    RayTaskError.cause.__cause__ = full
+    assert on_ray._failure(RayTaskError()) is full
+    assert str(on_ray._failure(ValueError("one\ntwo"))) == "A worker of Ray failed: one"
 
 
 def test_without_ray_a_sentence(model, folder, tmp_path, monkeypatch):

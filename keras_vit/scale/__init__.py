@@ -2,16 +2,13 @@
 
 from keras_vit.scale.embedding import Embedded, embed
 from keras_vit.scale.nearest import Match, search, sheet
-from keras_vit.scale.shards import Manifest, Row, Shards, embeddings
+from keras_vit.scale.shards import embeddings
 from keras_vit.scale.sources import Picture, find
 
 __all__ = [
     "Embedded",
-    "Manifest",
     "Match",
     "Picture",
-    "Row",
-    "Shards",
     "embed",
     "embeddings",
     "find",

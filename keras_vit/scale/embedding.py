@@ -19,7 +19,8 @@ from keras_vit.types import Path, Progress
 from keras_vit.zoo import from_preset
 
 DTYPES = ("float32", "float16")
-MOST = 4096  # pictures per part
+LEAST, MOST = 256, 4096  # pictures per part
+PARTS = 16  # of a small source
 BYTES = 1 << 26  # of embeddings per part
 
 
@@ -78,8 +79,8 @@ def embed(
             cluster that `ray.init` has joined.
         top: how many classes.
         dtype: of the stored numbers, `"float32"` or `"float16"`.
-        part_size: pictures per file; None: 4096, fewer if they would take more than 64 MiB. An
-            interruption loses the part that is not complete.
+        part_size: pictures per file; None: a sixteenth of them, but 256 to 4096, and fewer if they
+            would take more than 64 MiB. An interruption loses the part that is not complete.
         threads: that read and decode, in each process; None: one per processor, 32 for URLs.
         column: of the Parquet file with paths or URLs.
         options: of `from_preset`, where `model` is a name.
@@ -162,8 +163,9 @@ def _collected(results: Iterable[Done], parts: list) -> list[Done]:
 
 
 def _part_size(manifest: Manifest, pictures: int, workers: int) -> int:
-    """Pictures per part: few enough for memory, and for all workers to have some."""
+    """Pictures per part: few enough for memory, for all workers to have some, and for an
+    interruption to cost little."""
     number = 4 if manifest.dtype == "float32" else 2
     fit = BYTES // (int(np.prod(manifest.shape)) * number)
-    share = -(-pictures // (4 * workers)) if workers > 1 else MOST
+    share = -(-pictures // (4 * workers)) if workers > 1 else max(LEAST, -(-pictures // PARTS))
     return max(1, min(MOST, fit, share))

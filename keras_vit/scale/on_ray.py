@@ -38,6 +38,7 @@ class Settings:
     top: int
     workers: int
     threads: int | None
+    backend: str = dataclasses.field(default_factory=keras.backend.backend)
 
 
 def write_parts(
@@ -71,11 +72,18 @@ def write_parts(
         try:
             for row in done.iter_rows():
                 yield pickle.loads(row["done"])
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            raise cause if isinstance(cause, OSError) else RuntimeError(str(cause)) from error
         except ray.exceptions.RayError as error:
-            raise RuntimeError(f"A worker of Ray failed: {error}".split("\n")[0]) from error
+            raise _failure(error) from error
+
+
+def _failure(error: Any) -> Exception:
+    """An error of a worker as one of this process: what is below Ray's own ones, in a line."""
+    cause = error
+    while below := getattr(cause, "cause", None) or cause.__cause__:
+        cause = below
+    if isinstance(cause, OSError):
+        return cause
+    return RuntimeError(f"A worker of Ray failed: {str(cause).strip().splitlines()[0]}")
 
 
 def _limits() -> dict[str, int]:
@@ -96,7 +104,12 @@ class Worker:
     def __init__(self, parcel: Any, folder: str, settings: Settings, cpus: float):
         import ray
 
-        _share_processors(settings.workers)
+        if keras.backend.backend() != settings.backend:
+            raise RuntimeError(
+                f"Keras' backend is {keras.backend.backend()} in this worker and "
+                f"{settings.backend} in the process that asks: set KERAS_BACKEND on all machines."
+            )
+        _share_processors(max(1, int(cpus / settings.workers)))
         config, weights = ray.get(parcel)
         model = keras.saving.deserialize_keras_object(config)
         model.set_weights(weights)
@@ -110,13 +123,12 @@ class Worker:
         return {"done": np.array([pickle.dumps(one) for one in done], object)}
 
 
-def _share_processors(workers: int) -> None:
-    """Give TensorFlow this worker's share of the processors; it would start threads for all."""
+def _share_processors(share: int) -> None:
+    """Give TensorFlow so many processors; it would start threads for all of the machine."""
     if keras.backend.backend() != "tensorflow":
         return
     import tensorflow as tf
 
-    share = max(1, (os.cpu_count() or 1) // workers)
     with contextlib.suppress(RuntimeError):  # it has its threads already
         tf.config.threading.set_intra_op_parallelism_threads(share)
         tf.config.threading.set_inter_op_parallelism_threads(1)
