@@ -38,5 +38,8 @@ def options_of(
         return {"kind": kind}
     rows, columns = grid
     if not (isinstance(rows, int) and isinstance(columns, int)):
-        raise ValueError(f'attention="{kind}" is for images of one size. Received: image_size=None')
+        raise ValueError(
+            f'attention="{kind}" is for images of one size, cut into a grid. Received: '
+            'image_size=None or patches="adaptive"'
+        )
     return {"kind": kind, "grid": [rows, columns], "num_prefix_tokens": num_prefix_tokens}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-POSITIONS = ("learned", "sincos2d", "none")
+POSITIONS = ("learned", "sincos2d", "conditional", "none")
 
 
 def sincos(grid: tuple[int, int], width: int, prefix: int = 0) -> np.ndarray:

@@ -217,7 +217,9 @@ class DeiTBackbone(_deit.DeiTBackbone):
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
             antialiased; FlexiViT, C-RADIO) or `"bilinear_corners"` (the same, and the position
             embedding has aligned corners; C-RADIOv3-B and H).
-        positions: `"learned"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`.
+        positions: `"learned"`, `"sincos2d"`, `"conditional"` or `"none"`, as in `PatchEncoder`.
+        patches: `"plain"`, `"overlapping"`, `"hybrid"`, `"positional"` or `"adaptive"`, as in
+            `PatchEncoder`.
         attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), `"axial"`
             (`AxialAttention`), `"sparse"` (`SparseAttention`). The last two are for images of one
             size.
@@ -251,6 +253,7 @@ class DeiTBackbone(_deit.DeiTBackbone):
         patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         positions: str = "learned",
+        patches: str | collections.abc.Mapping[str, typing.Any] = "plain",
         attention: str = "full",
         num_heads: int,
         mlp_ratio: float = 4.0,
@@ -430,6 +433,7 @@ class HybridViTBackbone(_hybrid.HybridViTBackbone):
         patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         positions: str = "learned",
+        patches: str | collections.abc.Mapping[str, typing.Any] = "plain",
         attention: str = "full",
         num_heads: int,
         mlp_ratio: float = 4.0,
@@ -856,7 +860,9 @@ class ViTBackbone(_vit.ViTBackbone):
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
             antialiased; FlexiViT, C-RADIO) or `"bilinear_corners"` (the same, and the position
             embedding has aligned corners; C-RADIOv3-B and H).
-        positions: `"learned"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`.
+        positions: `"learned"`, `"sincos2d"`, `"conditional"` or `"none"`, as in `PatchEncoder`.
+        patches: `"plain"`, `"overlapping"`, `"hybrid"`, `"positional"` or `"adaptive"`, as in
+            `PatchEncoder`.
         attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), `"axial"`
             (`AxialAttention`), `"sparse"` (`SparseAttention`). The last two are for images of one
             size.
@@ -890,6 +896,7 @@ class ViTBackbone(_vit.ViTBackbone):
         patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         positions: str = "learned",
+        patches: str | collections.abc.Mapping[str, typing.Any] = "plain",
         attention: str = "full",
         num_heads: int,
         mlp_ratio: float = 4.0,

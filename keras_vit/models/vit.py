@@ -54,7 +54,9 @@ class ViTBackbone(Backbone):
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
             antialiased; FlexiViT, C-RADIO) or `"bilinear_corners"` (the same, and the position
             embedding has aligned corners; C-RADIOv3-B and H).
-        positions: `"learned"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`.
+        positions: `"learned"`, `"sincos2d"`, `"conditional"` or `"none"`, as in `PatchEncoder`.
+        patches: `"plain"`, `"overlapping"`, `"hybrid"`, `"positional"` or `"adaptive"`, as in
+            `PatchEncoder`.
         attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), `"axial"`
             (`AxialAttention`), `"sparse"` (`SparseAttention`). The last two are for images of one
             size.
@@ -100,6 +102,7 @@ class ViTBackbone(Backbone):
         patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         positions: str = "learned",
+        patches: str | Mapping[str, Any] = "plain",
         attention: str = "full",
         dtype: Any = None,
         **block: Any,
@@ -122,10 +125,11 @@ class ViTBackbone(Backbone):
             drop_rate=pos_drop_rate,
             patch_drop_rate=patch_drop_rate,
             positions=positions,
+            patches=patches,
             dtype=dtype,
             name="patch_embed",
         )
-        grid = [size and size // patch_size for size in x.shape[1:3]]
+        grid = embed.static_grid(x.shape)
         block["attention_options"] = options_of(attention, grid, embed.num_prefix_tokens)
         x = embed(x)
         if pre_norm:
@@ -192,17 +196,16 @@ class ViTBackbone(Backbone):
         return self.get_layer("norm") if self.options["final_norm"] else None
 
     @property
-    def first_projection(self) -> keras.layers.Conv2D:
-        return self.get_layer("patch_embed").proj
+    def first_projection(self) -> keras.layers.Conv2D | None:
+        embed = self.get_layer("patch_embed")
+        return embed.proj if embed.kind == "plain" else None
 
     def streams(self) -> list[Stream]:
-        """The one residual stream; none with RMSNorm, or if it starts with `embed_norm`."""
+        """The one residual stream; none with RMSNorm, or if the patch embedding is no sum."""
         source = self.get_layer("norm_pre") if self.option("pre_norm") else None
-        if self.options["norm"] != "layer" or (self.option("embed_norm") and not source):
+        summands = [] if source else self.get_layer("patch_embed").summands
+        if self.options["norm"] != "layer" or not (source or summands):
             return []
-        embed = self.get_layer("patch_embed")
-        weights = [embed.proj.kernel, embed.proj.bias, *embed.prefix, embed.pos_embed]
-        summands = [] if source else [v for v in weights if v is not None]
         summands += [variable for block in self.blocks for variable in block.summands]
         readers = [norm for block in self.blocks for norm in (block.norm1, block.norm2)]
         readers += [self.final_norm] if self.options["final_norm"] else []
