@@ -7,7 +7,10 @@ from keras import ops
 from keras_hub.src.tests import test_case
 from test_layers import array
 
-from keras_vit import layers
+from keras_vit import ViT, ViTBackbone, explain, export, from_preset, layers
+from keras_vit.images import ImageConverter, ImagePreprocessor
+from keras_vit.layers.adaptive import AdaptivePatches, tokens_of_patches
+from keras_vit.layers.patch_kinds import PATCHES
 
 RANDOM = np.random.default_rng(0)
 # Cells of 8 x 8 pixels with more and less detail, in no order.
@@ -241,8 +244,6 @@ def test_among_equals_the_first_cells_are_split():
 
 
 def test_each_patch_has_its_token():
-    from keras_vit.layers.adaptive import tokens_of_patches
-
     layer = made("adaptive")
     found = tokens_of_patches(array(layer.choice(PICTURES)), (4, 6))
     for tokens, patches in zip(found, mosaic(layer, PICTURES), strict=True):
@@ -290,3 +291,73 @@ def test_errors_say_what_is_wrong(case):
     build, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# --- Models ---
+
+MODEL = {"image_size": (16, 24), "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+IMAGES = (DETAIL * RANDOM.integers(0, 80, (2, 16, 24, 3))).astype("uint8")
+CHOICES = [
+    *({"patches": kind} for kind in PATCHES if kind != "plain"),
+    {"positions": "conditional"},
+    {"patches": "adaptive", "positions": "sincos2d", "no_embed_class": True},
+    {"patches": {"kind": "overlapping", "kernel_size": 5}, "positions": "conditional"},
+]
+IDS = [" ".join(map(str, choice.values())) for choice in CHOICES]
+
+
+def classifier(**options):
+    keras.utils.set_random_seed(0)
+    backbone = ViTBackbone(**MODEL, **options)
+    return ViT(backbone, 3, ImagePreprocessor(ImageConverter((16, 24))))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=IDS)
+def test_a_backbone_takes_each_by_one_argument(choice, tmp_path):
+    model = classifier(**choice)
+    model.compile(run_eagerly=True)
+    before = array(model(PICTURES))
+    model.fit(IMAGES, np.array([0, 1]), epochs=1, verbose=0)
+    assert np.abs(array(model(PICTURES)) - before).max() > 0
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(array(loaded(PICTURES)), array(model(PICTURES)), atol=1e-6)
+    assert loaded.backbone.options["patches"] == choice.get("patches", "plain")
+    assert (model.backbone.first_projection is None) == ("patches" in choice)
+    maps = explain.relevance(model, IMAGES)
+    assert maps.shape == (2, 4, 6) and np.isfinite(maps).all()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TFLite")
+@pytest.mark.parametrize("choice", CHOICES, ids=IDS)
+def test_tflite_has_built_in_operations_and_the_models_numbers(choice, tmp_path):
+    model, path = classifier(**choice), tmp_path / "model.tflite"
+    export.to_tflite(model, path)
+    report = export.compare(path, model, IMAGES)
+    assert report.largest_difference < 1e-5
+    assert not [name for name in report.operations if name.startswith(("Flex", "CUSTOM"))]
+
+
+def test_trained_weights_are_not_put_to_another_use(tmp_path):
+    classifier(patches="positional").save_to_preset(str(tmp_path / "preset"))
+    with pytest.raises(ValueError, match="no argument patches"):
+        from_preset(str(tmp_path / "preset"), patches="plain")
+    with pytest.raises(ValueError, match="none has the same structure"):
+        classifier(patches="positional").save_to_timm(tmp_path / "timm")
+
+
+def test_attention_on_a_grid_needs_one():
+    with pytest.raises(ValueError, match='cut into a grid.*patches="adaptive"'):
+        ViTBackbone(**MODEL, patches="adaptive", attention="axial")
+
+
+def test_a_whole_cell_is_one_value_in_an_explanation():
+    model = classifier(patches="adaptive")
+    maps = explain.relevance(model, IMAGES)
+    x = array(model.preprocessor(IMAGES))
+    for values, patches in zip(maps, mosaic(AdaptivePatches(8, 4), x), strict=True):
+        for i, j, side in patches:
+            assert np.ptp(values[i : i + side, j : j + side]) == 0
+    for refused in (explain.token_norms, explain.page):
+        with pytest.raises(ValueError, match="no grid of patches"):
+            refused(model, IMAGES)

@@ -1,6 +1,7 @@
 """Every family's classes, for editors and type checkers; scripts/stubs.py writes it."""
 
 import collections.abc
+import typing
 from typing import Any
 
 from keras_vit.models import beit as _beit
