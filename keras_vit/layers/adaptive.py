@@ -145,7 +145,7 @@ class AdaptivePatches(PatchProjection):
 
 def halved(x: Tensor) -> Tensor:
     """Means of 2 x 2 neighbours: `(B, H, W, C) -> (B, H / 2, W / 2, C)`."""
-    return ops.average_pool(x, (2, 2), data_format="channels_last")
+    return ops.average_pool(x, 2, 2, data_format="channels_last")
 
 
 def tokens_of_patches(choice: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
