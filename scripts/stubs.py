@@ -16,6 +16,7 @@ PATH = pathlib.Path(models.__file__).with_suffix(".pyi")
 HEAD = '''"""Every family's classes, for editors and type checkers; scripts/stubs.py writes it."""
 
 import collections.abc
+import typing
 from typing import Any
 
 '''

@@ -167,7 +167,7 @@ def _by_attention(model, images, classes, rows_of: Callable[..., np.ndarray]):
         for by in found.by:
             steps = [_weighted(a, g) for a, g in zip(found.values, by, strict=True)]
             rows.append(rows_of(steps, depth, weights))
-        maps.append(on_grid(model, np.stack(rows, axis=1)))
+        maps.append(on_grid(model, np.stack(rows, axis=1), part))
     return result(maps, single)
 
 

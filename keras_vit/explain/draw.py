@@ -172,7 +172,7 @@ def overlay_heads(
             raise ValueError(f"query is a patch of {rows[0]} x {rows[1]}. Received: {query}")
         weights = np.eye(count)[first + query[0] * rows[1] + query[1]]
         reads = f"the patch in row {query[0]}, column {query[1]}"
-    values = on_grid(model, np.einsum("n,hnm->hm", weights, maps))
+    values = on_grid(model, np.einsum("n,hnm->hm", weights, maps)[None], [image])[0]
     picture, heads = pixels(model, [image])[0], len(values)
     columns = min(4, heads)
     caption = f"attention of {reads}, block {block}"

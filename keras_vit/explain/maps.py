@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_vit.images import listed
+from keras_vit.layers.adaptive import AdaptivePatches
 from keras_vit.layers.block import Block
 from keras_vit.models.base import PyramidBackbone
 from keras_vit.models.classifier import ImageClassifier
@@ -249,10 +250,21 @@ def grid_of(model: ImageClassifier, size: tuple[int, int] | None = None) -> tupl
     """(rows, columns) of the patches of an image of that size, in pixels; by default of the size
     that the preprocessor gives."""
     backbone = model.backbone
+    if adaptive(model):
+        raise ValueError(
+            "There is no grid of patches: their sizes depend on the picture "
+            '(patches="adaptive"). Maps by attention, such as relevance, are laid over it.'
+        )
     if backbone.image_size is not None or (size is None and model.preprocessor is None):
         return backbone.grid_size
     size = size or model.preprocessor.image_converter.image_size
     return backbone.grid({**backbone.options, "image_size": tuple(size)})
+
+
+def adaptive(model: ImageClassifier) -> AdaptivePatches | None:
+    """The layer that cuts pictures into patches of several sizes, if there is one."""
+    layers = model.backbone._flatten_layers(include_self=False)
+    return next((layer for layer in layers if isinstance(layer, AdaptivePatches)), None)
 
 
 def preprocessed(model: ImageClassifier, images: Images, step: int = STEP) -> Iterator[Tensor]:

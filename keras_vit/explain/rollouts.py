@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_vit.explain.maps import (
+    adaptive,
     attention_maps,
     chosen_blocks,
     classifier,
@@ -18,6 +19,7 @@ from keras_vit.explain.maps import (
     no_gradient,
     preprocessed,
 )
+from keras_vit.layers.adaptive import tokens_of_patches
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.types import Images
 
@@ -131,13 +133,26 @@ def relevance(
     check_same_grid(model)
     total = rollout(attention_maps(model, images), fusion, discard)
     reached = np.einsum("bn,bnm->bm", head_weights(model, images, total.shape[1]), total)
-    return on_grid(model, reached)
+    return on_grid(model, reached, images)
 
 
-def on_grid(model: ImageClassifier, rows: np.ndarray) -> np.ndarray:
-    """Values of all tokens as a map of the patches: `(..., N) -> (..., rows, columns)` float32."""
+def on_grid(model: ImageClassifier, rows: np.ndarray, images: Images) -> np.ndarray:
+    """Values of all tokens as a map of the patches: `(B, ..., N) -> (B, ..., rows, columns)`
+    float32. An adaptive patch gives its value to all cells that it covers."""
     patches = rows[..., model.backbone.num_prefix_tokens :]
-    return patches.reshape(*rows.shape[:-1], *grid_of(model)).astype("float32")
+    if layer := adaptive(model):
+        grid = model.backbone.grid_size
+        with no_gradient():
+            found = [
+                keras.ops.convert_to_numpy(layer.choice(x)) for x in preprocessed(model, images)
+            ]
+        places = tokens_of_patches(np.concatenate(found), grid)
+        places = places.reshape(len(places), *(1,) * (patches.ndim - 2), -1)
+        places = np.broadcast_to(places, (*patches.shape[:-1], places.shape[-1]))
+        patches = np.take_along_axis(patches, places, axis=-1)
+    else:
+        grid = grid_of(model)
+    return patches.reshape(*rows.shape[:-1], *grid).astype("float32")
 
 
 def head_weights(model: ImageClassifier, images: Images, count: int) -> np.ndarray:

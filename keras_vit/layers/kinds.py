@@ -67,7 +67,10 @@ def options_of(
         return [{"kind": kind}] * depth
     rows, columns = grid
     if not (isinstance(rows, int) and isinstance(columns, int)):
-        raise ValueError(f"{named} is for images of one size. Received: image_size=None")
+        raise ValueError(
+            f"{named} is for images of one size, cut into a grid. Received: image_size=None or "
+            'patches="adaptive"'
+        )
     options = {"kind": kind, "grid": [rows, columns], "num_prefix_tokens": num_prefix_tokens}
     if kind != "window":
         return [options] * depth

@@ -1,90 +1,21 @@
 """Patch embedding: from images to a sequence of tokens."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_vit.layers.base import Layer, initial, one_of, register
+from keras_vit.layers.conv import Conv
 from keras_vit.layers.drop import PatchDropout
 from keras_vit.layers.norm import normalization
+from keras_vit.layers.patch_kinds import PATCHES, kind_of
 from keras_vit.layers.positions import POSITIONS, AxialPositions, sincos
+from keras_vit.layers.projections import ConditionalPositions
 from keras_vit.layers.resample import BACKEND, resize_matrix
+from keras_vit.layers.split import check_divides, pair, patch_count
 from keras_vit.types import Shape, Size, Tensor
-
-
-def pair(size: Size) -> tuple[int, int]:
-    """Expand an int to (height, width)."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
-
-
-@register
-class Patches(Layer):
-    """Split images into flattened patches, row by row: `(B, H, W, C) -> (B, N, P*P*C)`.
-
-    Has no weights. `PatchEncoder` accepts these patches as well as images; the results are equal,
-    and images take one operation less.
-
-    Args:
-        patch_size: P, in pixels; must divide height and width.
-
-    Raises:
-        ValueError: if the patch size does not divide height and width.
-    """
-
-    def __init__(self, patch_size: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.patch_size = patch_size
-
-    def compute_output_spec(self, images: Tensor) -> keras.KerasTensor:
-        _, height, width, channels = images.shape
-        count = patch_count(self.patch_size, height, width)
-        shape = (images.shape[0], count, self.patch_size**2 * channels)
-        return keras.KerasTensor(shape, self.compute_dtype)
-
-    def call(self, images: Tensor) -> Tensor:
-        p, channels = self.patch_size, images.shape[3]
-        check_divides(p, *images.shape[1:3])
-        height, width = ops.shape(images)[1:3]
-        x = ops.reshape(images, (-1, height // p, p, width // p, p, channels))
-        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
-        return ops.reshape(x, (-1, (height // p) * (width // p), p * p * channels))
-
-
-def patch_count(patch_size: int, height: int | None, width: int | None) -> int | None:
-    """The number of patches of an image; None if its size is not known.
-
-    Raises:
-        ValueError: if the patch size does not divide the image.
-    """
-    check_divides(patch_size, height, width)
-    if height is None or width is None:
-        return None
-    return (height // patch_size) * (width // patch_size)
-
-
-def check_divides(
-    patch_size: int, height: int | None, width: int | None, what: str = "the patch size"
-) -> None:
-    """Check that the patch size divides an image.
-
-    Args:
-        patch_size: in pixels.
-        height, width: of the image, in pixels; None is not checked.
-        what: what to call `patch_size` in the message.
-
-    Raises:
-        ValueError: if it does not.
-    """
-    for name, size in (("height", height), ("width", width)):
-        if size is not None and size % patch_size:
-            low = size // patch_size * patch_size
-            raise ValueError(
-                f"The {name} of the input images (image_size) must be a multiple of "
-                f"{what} {patch_size}. Received: {size} pixels. The nearest multiples are "
-                f"{low or patch_size} and {low + patch_size}."
-            )
 
 
 @register
@@ -116,12 +47,18 @@ class PatchEncoder(Layer):
         patch_drop_rate: the part of the patches that training leaves out, as in `PatchDropout`.
         positions: `"learned"`; `"learned2d"`: `AxialPositions`, of patches alone; `"sincos2d"`:
             fixed sines and cosines of row and column, 0 for prefix tokens (MAE,
-            https://arxiv.org/abs/2111.06377); `"none"`, and `"relative"` or `"rotary"`, which the
-            blocks have: nothing is added here.
+            https://arxiv.org/abs/2111.06377); `"conditional"`: `ConditionalPositions`
+            (CPVT); `"none"`, and `"relative"` or `"rotary"`, which the blocks have: nothing is
+            added here.
+        patches: `"plain"`, `"overlapping"` (`OverlappingPatches`), `"hybrid"` (`HybridPatches`),
+            `"positional"` (`PositionalPatches`) or `"adaptive"` (`AdaptivePatches`); for arguments
+            of these layers a mapping: `{"kind": "overlapping", "kernel_size": 7}`. All but the
+            first take images only.
 
     Raises:
-        ValueError: if `positions` is unknown, the patch size does not divide the image, or neither
-            `grid_size` nor the size of the images is known.
+        ValueError: if `positions` or `patches` is unknown or does not fit the other arguments, the
+            patch size does not divide the image, or neither `grid_size` nor the size of the images
+            is known.
     """
 
     def __init__(
@@ -139,6 +76,7 @@ class PatchEncoder(Layer):
         drop_rate: float = 0.0,
         patch_drop_rate: float = 0.0,
         positions: str = "learned",
+        patches: str | Mapping[str, Any] = "plain",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -155,6 +93,12 @@ class PatchEncoder(Layer):
         self.drop_rate = drop_rate
         self.patch_drop_rate = patch_drop_rate
         self.positions = one_of(positions, "positions", POSITIONS)
+        self.patches = patches
+        self.kind, self.patch_options = kind_of(patches)
+        if self.kind == "adaptive" and positions in ("conditional", "learned2d"):
+            raise ValueError(
+                f'positions="{positions}" needs a grid of patches. Received: patches="adaptive"'
+            )
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -164,6 +108,11 @@ class PatchEncoder(Layer):
     def build(self, input_shape: Shape) -> None:
         p, width = self.patch_size, self.embed_dim
         self.from_patches = len(input_shape) == 3
+        if self.from_patches and (self.kind != "plain" or self.positions == "conditional"):
+            raise ValueError(
+                f'patches="{self.kind}" and positions="{self.positions}" need images (B, H, W, C), '
+                f"not patches. Received: shape {tuple(input_shape)}"
+            )
         grid: Any = self.grid_size
         if self.from_patches:
             side = round((input_shape[1] or 0) ** 0.5)
@@ -174,26 +123,25 @@ class PatchEncoder(Layer):
             channels = input_shape[3]
             if grid is None and None not in input_shape[1:3]:
                 grid = (input_shape[1] // p, input_shape[2] // p)
-            elif grid is None and self.positions != "none":
+            elif grid is None and self.positions not in ("conditional", "none"):
                 raise ValueError(
                     "grid_size is required for images of unknown size. Received: grid_size=None"
                 )
         self.table_size = grid
-        self.proj = self.child(
-            keras.layers.Conv2D,
-            (None, None, None, channels),
-            filters=width,
-            kernel_size=p,
-            strides=p,
-            use_bias=self.use_bias,
-            kernel_initializer=initial(),
-            data_format="channels_last",
-            name="proj",
-        )
+        options = {"use_bias": self.use_bias, "name": "proj", **self.patch_options}
+        if cls := PATCHES[self.kind]:
+            options |= {"embed_dim": width, "patch_size": p}
+            self.proj = self.child(cls, input_shape, **options)
+        else:
+            shape = (None, None, None, channels)
+            self.proj = self.child(Conv, shape, filters=width, kernel_size=p, strides=p, **options)
         self.norm = None
         if self.embed_norm:
             norm = {"norm": self.embed_norm, "epsilon": self.norm_eps, "name": "embed_norm"}
             self.norm = self.child(normalization, (None, None, width), **norm)
+        self.peg = None
+        if self.positions == "conditional":
+            self.peg = self.child(ConditionalPositions, (None, None, None, width), name="peg")
         self.cls_token = self.token("cls_token", int(self.class_token))
         self.dist_token = self.token("dist_token", int(self.distillation_token))
         self.reg_token = self.token("reg_token", self.register_tokens)
@@ -231,9 +179,33 @@ class PatchEncoder(Layer):
         tokens = (self.cls_token, self.dist_token, self.reg_token)
         return [token for token in tokens if token is not None]
 
+    @property
+    def separate(self) -> bool:
+        """Whether each token is a sum over its own patch alone."""
+        return self.kind == "plain" and self.norm is None and self.peg is None
+
+    @property
+    def summands(self) -> list[Tensor]:
+        """The variables that add up to a token, channels last; none if it is no such sum."""
+        halves = self.positions == "learned2d"  # neither has mean 0 with the other
+        if halves or self.norm is not None or self.peg is not None:
+            return []
+        proj = self.proj
+        own = [proj.kernel, proj.bias] if self.kind == "plain" else proj.summands
+        return [v for v in (*own, *self.prefix, self.pos_embed) if own and v is not None]
+
+    def static_grid(self, shape: Shape) -> list[int | None]:
+        """(rows, columns) of the patches of images `shape`, None where it is not known; adaptive
+        patches have no grid."""
+        adaptive = self.kind == "adaptive"
+        return [None if adaptive or not n else n // self.patch_size for n in shape[1:3]]
+
     def compute_output_spec(self, x: Tensor, training: bool | None = None) -> keras.KerasTensor:
         patches = len(x.shape) == 3
-        count = x.shape[1] if patches else patch_count(self.patch_size, *x.shape[1:3])
+        if self.kind == "adaptive":
+            count = self.proj.count(*x.shape[1:3])
+        else:
+            count = x.shape[1] if patches else patch_count(self.patch_size, *x.shape[1:3])
         count = None if count is None else count + self.num_prefix_tokens
         return keras.KerasTensor((x.shape[0], count, self.embed_dim), self.compute_dtype)
 
@@ -243,17 +215,23 @@ class PatchEncoder(Layer):
         if self.from_patches:
             x = ops.matmul(x, ops.reshape(self.proj.kernel, (-1, self.embed_dim)))
             x = x + self.proj.bias if self.use_bias else x
-        else:
-            rows, columns = self.grid(x)
-            x = ops.reshape(self.proj(x), (-1, rows * columns, self.embed_dim))
-        return x if self.norm is None else self.norm(x)
+            return x if self.norm is None else self.norm(x)
+        grid, x = self.grid(x), self.proj(x)
+        x = x if self.norm is None else self.norm(x)
+        x = x if self.peg is None else self.peg(x)
+        if self.kind == "adaptive":
+            return x
+        return ops.reshape(x, (-1, grid[0] * grid[1], self.embed_dim))
 
-    def assemble(self, tokens: Tensor, grid: tuple[Any, Any] | None = None) -> Tensor:
+    def assemble(
+        self, tokens: Tensor, grid: tuple[Any, Any] | None = None, images: Tensor = None
+    ) -> Tensor:
         """Prepend the prefix tokens and add the positions: `(B, N, D) -> (B, prefix + N, D)`.
 
         Args:
             tokens: output of `tokens`.
             grid: (rows, columns) of the patches; None for the grid of the position embedding.
+            images: input of `tokens`, on which the places of adaptive patches depend.
         """
         batch = ops.shape(tokens)[0]
         prefix = [ops.broadcast_to(t, (batch, *t.shape[1:])) for t in self.prefix]
@@ -262,6 +240,11 @@ class PatchEncoder(Layer):
         if self.pos_embed is None:
             return ops.concatenate([*prefix, tokens], axis=1) if prefix else tokens
         positions = self.position_table(grid or self.table_size)
+        if self.kind == "adaptive":
+            ahead = 0 if self.no_embed_class else self.num_prefix_tokens
+            first = ops.broadcast_to(positions[:, :ahead], (batch, ahead, self.embed_dim))
+            own = self.proj.positions(positions[:, ahead:], images)
+            positions = ops.concatenate([first, own], axis=1) if ahead else own
         if self.no_embed_class:
             return ops.concatenate([*prefix, tokens + positions], axis=1)
         return ops.concatenate([*prefix, tokens], axis=1) + positions
@@ -298,5 +281,5 @@ class PatchEncoder(Layer):
         return ops.concatenate([self.pos_embed[:, :count], table], axis=1) if count else table
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        x = self.drop(self.assemble(self.tokens(x), self.grid(x)), training=training)
-        return self.patch_drop(x, training=training)
+        x = self.assemble(self.tokens(x), self.grid(x), x)
+        return self.patch_drop(self.drop(x, training=training), training=training)

@@ -11,7 +11,7 @@ from keras_vit.layers.resample import BACKEND, resize_matrix
 from keras_vit.types import Shape, Tensor
 
 # The blocks have "relative" and "rotary": attention does, layers/kinds.py says which.
-POSITIONS = ("learned", "learned2d", "sincos2d", "relative", "rotary", "none")
+POSITIONS = ("learned", "learned2d", "sincos2d", "conditional", "relative", "rotary", "none")
 
 
 def sincos(grid: tuple[int, int], width: int, prefix: int = 0) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Every family's classes, for editors and type checkers; scripts/stubs.py writes it."""
 
 import collections.abc
+import typing
 from typing import Any
 
 from keras_vit.models import beit as _beit
@@ -217,9 +218,11 @@ class DeiTBackbone(_deit.DeiTBackbone):
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
             antialiased; FlexiViT, C-RADIO) or `"bilinear_corners"` (the same, and the position
             embedding has aligned corners; C-RADIOv3-B and H).
-        positions: `"learned"`, `"learned2d"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`; with
-            full attention also `"relative"` (`RelativePositionAttention`) or `"rotary"`
-            (`RotaryPositionAttention`) instead of these.
+        positions: `"learned"`, `"learned2d"`, `"sincos2d"`, `"conditional"` or `"none"`, as in
+            `PatchEncoder`; with full attention also `"relative"` (`RelativePositionAttention`) or
+            `"rotary"` (`RotaryPositionAttention`) instead of these.
+        patches: `"plain"`, `"overlapping"`, `"hybrid"`, `"positional"` or `"adaptive"`, as in
+            `PatchEncoder`.
         attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), or one for images of
             one size: `"axial"` (`AxialAttention`), `"sparse"` (`SparseAttention`), `"window"`
             (`ShiftedWindowAttention`, shifted in every other block), `"pooling"`
@@ -254,6 +257,7 @@ class DeiTBackbone(_deit.DeiTBackbone):
         patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         positions: str = "learned",
+        patches: str | collections.abc.Mapping[str, typing.Any] = "plain",
         attention: str = "full",
         num_heads: int,
         mlp_ratio: float = 4.0,
@@ -433,6 +437,7 @@ class HybridViTBackbone(_hybrid.HybridViTBackbone):
         patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         positions: str = "learned",
+        patches: str | collections.abc.Mapping[str, typing.Any] = "plain",
         attention: str = "full",
         num_heads: int,
         mlp_ratio: float = 4.0,
@@ -859,9 +864,11 @@ class ViTBackbone(_vit.ViTBackbone):
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
             antialiased; FlexiViT, C-RADIO) or `"bilinear_corners"` (the same, and the position
             embedding has aligned corners; C-RADIOv3-B and H).
-        positions: `"learned"`, `"learned2d"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`; with
-            full attention also `"relative"` (`RelativePositionAttention`) or `"rotary"`
-            (`RotaryPositionAttention`) instead of these.
+        positions: `"learned"`, `"learned2d"`, `"sincos2d"`, `"conditional"` or `"none"`, as in
+            `PatchEncoder`; with full attention also `"relative"` (`RelativePositionAttention`) or
+            `"rotary"` (`RotaryPositionAttention`) instead of these.
+        patches: `"plain"`, `"overlapping"`, `"hybrid"`, `"positional"` or `"adaptive"`, as in
+            `PatchEncoder`.
         attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), or one for images of
             one size: `"axial"` (`AxialAttention`), `"sparse"` (`SparseAttention`), `"window"`
             (`ShiftedWindowAttention`, shifted in every other block), `"pooling"`
@@ -896,6 +903,7 @@ class ViTBackbone(_vit.ViTBackbone):
         patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         positions: str = "learned",
+        patches: str | collections.abc.Mapping[str, typing.Any] = "plain",
         attention: str = "full",
         num_heads: int,
         mlp_ratio: float = 4.0,

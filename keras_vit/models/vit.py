@@ -60,9 +60,11 @@ class ViTBackbone(Backbone):
             size, as timm does for the checkpoint: `"bicubic"` (antialiased), `"bilinear"` (not
             antialiased; FlexiViT, C-RADIO) or `"bilinear_corners"` (the same, and the position
             embedding has aligned corners; C-RADIOv3-B and H).
-        positions: `"learned"`, `"learned2d"`, `"sincos2d"` or `"none"`, as in `PatchEncoder`; with
-            full attention also `"relative"` (`RelativePositionAttention`) or `"rotary"`
-            (`RotaryPositionAttention`) instead of these.
+        positions: `"learned"`, `"learned2d"`, `"sincos2d"`, `"conditional"` or `"none"`, as in
+            `PatchEncoder`; with full attention also `"relative"` (`RelativePositionAttention`) or
+            `"rotary"` (`RotaryPositionAttention`) instead of these.
+        patches: `"plain"`, `"overlapping"`, `"hybrid"`, `"positional"` or `"adaptive"`, as in
+            `PatchEncoder`.
         attention: `"full"`, `"linear"` or `"performer"` (`LinearAttention`), or one for images of
             one size: `"axial"` (`AxialAttention`), `"sparse"` (`SparseAttention`), `"window"`
             (`ShiftedWindowAttention`, shifted in every other block), `"pooling"`
@@ -109,6 +111,7 @@ class ViTBackbone(Backbone):
         patch_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         positions: str = "learned",
+        patches: str | Mapping[str, Any] = "plain",
         attention: str = "full",
         dtype: Any = None,
         **block: Any,
@@ -131,10 +134,11 @@ class ViTBackbone(Backbone):
             drop_rate=pos_drop_rate,
             patch_drop_rate=patch_drop_rate,
             positions=positions,
+            patches=patches,
             dtype=dtype,
             name="patch_embed",
         )
-        grid = [size and size // patch_size for size in x.shape[1:3]]
+        grid = embed.static_grid(x.shape)
         kinds = options_of(attention, positions, grid, embed.num_prefix_tokens, depth)
         x = embed(x)
         if pre_norm:
@@ -212,21 +216,16 @@ class ViTBackbone(Backbone):
         return self.get_layer("norm") if self.options["final_norm"] else None
 
     @property
-    def first_projection(self) -> keras.layers.Conv2D:
-        return self.get_layer("patch_embed").proj
+    def first_projection(self) -> keras.layers.Conv2D | None:
+        embed = self.get_layer("patch_embed")
+        return embed.proj if embed.kind == "plain" else None
 
     def streams(self) -> list[Stream]:
-        """The one residual stream; none with RMSNorm, or if it starts with `embed_norm` or with
-        positions that are no sum."""
+        """The one residual stream; none with RMSNorm, or if the patch embedding is no sum."""
         source = self.get_layer("norm_pre") if self.option("pre_norm") else None
-        halves = self.option("positions") == "learned2d"  # neither has mean 0 with the other
-        if self.options["norm"] != "layer" or (
-            (self.option("embed_norm") or halves) and not source
-        ):
+        summands = [] if source else self.get_layer("patch_embed").summands
+        if self.options["norm"] != "layer" or not (source or summands):
             return []
-        embed = self.get_layer("patch_embed")
-        weights = [embed.proj.kernel, embed.proj.bias, *embed.prefix, embed.pos_embed]
-        summands = [] if source else [v for v in weights if v is not None]
         summands += [variable for block in self.blocks for variable in block.summands]
         readers = [norm for block in self.blocks for norm in (block.norm1, block.norm2)]
         readers += [self.final_norm] if self.options["final_norm"] else []

@@ -47,10 +47,11 @@ class Pretraining(ImageTrainer, keras.Model):
         self.preprocessor = preprocessor
         encoders = [layer for layer in backbone.layers if isinstance(layer, PatchEncoder)]
         chain = [x for x in backbone.layers if not isinstance(x, keras.layers.InputLayer)]
-        if not encoders or chain[0] is not encoders[0] or encoders[0].embed_norm:
+        if not encoders or chain[0] is not encoders[0] or not encoders[0].separate:
             raise ValueError(
                 "Patches are masked between a PatchEncoder and the blocks. Received: "
-                f"{type(backbone).__name__}, which does not begin with one. Take a ViT or a DeiT."
+                f"{type(backbone).__name__}, which does not begin with one whose tokens see their "
+                "own patch only. Take a ViT or a DeiT with plain patches."
             )
         if backbone.image_size is None:
             raise ValueError("The backbone must have an image size. Received: image_size=None")
