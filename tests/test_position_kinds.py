@@ -312,7 +312,10 @@ def test_every_combination_works_or_is_refused_with_what_there_is(attention, pos
 
 
 ERRORS = {
-    "unknown positions": ({"positions": "polar"}, "learned, learned2d, sincos2d, relative, rotary"),
+    "unknown positions": (
+        {"positions": "polar"},
+        "learned, learned2d, sincos2d, conditional, relative, rotary",
+    ),
     "unknown attention": ({"attention": "gated"}, "pooling, relative, shaw, rotary"),
     "narrow heads": ({"positions": "rotary", "num_heads": 8}, "multiple of 4 channels"),
     "any size": (
