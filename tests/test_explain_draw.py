@@ -132,6 +132,52 @@ def test_patches_stand_apart():
         explain.visualize_patches(picture, 64)
 
 
+PICTURE = np.random.default_rng(5).integers(0, 256, (32, 48, 3), "uint8")
+
+
+@pytest.mark.parametrize(
+    "kind", ["overlapping", "hybrid", {"kind": "overlapping", "kernel_size": 11}]
+)
+def test_patches_that_overlap_are_whole(kind):
+    figure = explain.visualize_patches(PICTURE, 8, kind)
+    array = np.asarray(figure.axes[0].images[0].get_array())
+    size = 11 if isinstance(kind, dict) else 15
+    pitch, before = size + 1, size // 2
+    assert array.shape == (4 * pitch - 1, 6 * pitch - 1, 4)
+    for row, column in ((1, 1), (2, 3)):
+        y, x = 8 * row - before, 8 * column - before
+        tile = array[row * pitch :, column * pitch :][:size, :size]
+        np.testing.assert_array_equal(tile[..., :3], PICTURE[y : y + size, x : x + size])
+        assert (tile[..., 3] == 255).all()
+    assert (array[:before, :, 3] == 0).all()  # zeros around the picture
+    assert f"4 x 6 patches of {size} x {size} pixels, 8 apart" in titles(figure)[0]
+
+
+def test_adaptive_patches_are_small_where_there_is_detail():
+    picture = np.full((32, 48, 3), 90, "uint8")
+    picture[:16, 16:32] = PICTURE[:16, :16]
+    figure = explain.visualize_patches(picture, 8, {"kind": "adaptive", "split": 0.2})
+    array = np.asarray(figure.axes[0].images[0].get_array())
+    assert "9 patches: 4 of 8 x 8 and 5 of 16 x 16 pixels" in titles(figure)[0]
+    np.testing.assert_array_equal(array[9:16, 25:32, :3], PICTURE[9:16, 9:16])
+    border = array[..., 3] == 0
+    assert border[8, 16:32].all() and border[:16, 24].all()  # within the cell
+    assert border[16].all() and not border[24, :16].any()  # and around cells, not within others
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "message"),
+    [
+        ((16, 8), "adaptive", "are square"),
+        (8, "round", "patches must be one of"),
+        (32, "adaptive", "at least two cells|multiple of twice"),
+    ],
+)
+def test_patches_that_cannot_be_drawn(size, kind, message):
+    with pytest.raises(ValueError, match=message):
+        explain.visualize_patches(PICTURE, size, kind)
+
+
 def test_a_sheet_has_what_the_model_has():
     every = titles(explain.analyse(classifier(), PICTURES))
     for word in ("filters", "positions", "distance", "entropy", "diversity", "lengths"):

@@ -23,11 +23,11 @@ from keras_vit.explain.draw import (
     overlay,
     overlay_classes,
     overlay_heads,
-    visualize_patches,
 )
 from keras_vit.explain.flow import attention_flow
 from keras_vit.explain.maps import attention_maps, chosen_blocks, features, scorer
 from keras_vit.explain.pages import Page, page
+from keras_vit.explain.patch_figure import visualize_patches
 from keras_vit.explain.rollouts import relevance, rollout, shown
 from keras_vit.explain.sheet import analyse
 

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 
 from keras_vit.explain.canvas import (
-    SIDE,
     best_classes,
     class_names,
     file_name,
@@ -26,10 +25,10 @@ from keras_vit.explain.classes import Classes, class_indices, top_classes
 from keras_vit.explain.maps import attention_maps, chosen_blocks, classifier, grid_of
 from keras_vit.explain.methods import caption_of, method_named, rollout_of_each
 from keras_vit.explain.rollouts import head_weights, on_grid
-from keras_vit.images import listed, to_array
+from keras_vit.images import listed
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.types import Image as AnyImage
-from keras_vit.types import Images, Size
+from keras_vit.types import Images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -212,43 +211,4 @@ def gallery(
         if i < len(pictures):
             show_map(axis, pictures[i], maps[i], bar=False)
             under(axis, best[i])
-    return figure
-
-
-def visualize_patches(image: AnyImage, patch_size: Size = 16) -> "Figure":
-    """A figure of an image, cut into the patches that a model embeds one by one.
-
-    Args:
-        image: a raw image: a path, a PIL image or an array `(H, W, C)`.
-        patch_size: int or (height, width), in pixels. What does not fill a patch is left out.
-
-    Raises:
-        ValueError: the image is smaller than a patch.
-    """
-    figure_class = matplotlib_figure()
-    picture = np.asarray(to_array(image), "uint8")
-    height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-    rows, columns = picture.shape[0] // height, picture.shape[1] // width
-    if not rows * columns:
-        raise ValueError(
-            f"The image is smaller than a patch of {height} x {width} pixels. Received: "
-            f"{picture.shape[0]} x {picture.shape[1]}"
-        )
-    gap = max(1, max(height, width) // 8)
-    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap)
-    apart = np.full((*shape, 4), (255, 255, 255, 0), "uint8")
-    colours = np.broadcast_to(picture, (*picture.shape[:2], 3))
-    for row in range(rows):
-        for column in range(columns):
-            y, x = row * (height + gap), column * (width + gap)
-            part = colours[row * height : (row + 1) * height, column * width : (column + 1) * width]
-            apart[y : y + height, x : x + width, :3] = part
-            apart[y : y + height, x : x + width, 3] = 255
-    side = 2 * SIDE / max(shape)
-    figure = figure_class(figsize=(shape[1] * side, shape[0] * side + 0.3), layout="constrained")
-    axis = figure.subplots()
-    axis.imshow(apart, interpolation="nearest")
-    axis.set_axis_off()
-    size = f"{height} x {width} pixels"
-    under(axis, f"{rows} x {columns} patches of {size}")
     return figure

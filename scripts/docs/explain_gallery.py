@@ -48,10 +48,9 @@ def main(name):
         save(explain.gallery(model, photographs, method, columns=3), f"{method}.jpg")
     save(explain.overlay_classes(model, [rocket], top=3), "classes.jpg")
     save(explain.overlay_heads(model, cat), "heads.jpg")
-    save(
-        explain.visualize_patches(model.preprocessor.image_converter.pixels(cat)),
-        "patches.jpg",
-    )
+    pixels = model.preprocessor.image_converter.pixels(cat)
+    save(explain.visualize_patches(pixels), "patches.jpg")
+    save(explain.visualize_patches(pixels, patches="adaptive"), "adaptive.jpg")
     save(explain.analyse(model, photographs), "analyse.jpg")
     made = explain.page(model, [coffee], OUT / "page.html", heads_of=[0, 5, 11])
     print(f"page.html: {made.size / 1e6:.2f} MB")
