@@ -33,6 +33,7 @@ VIT = {  # the constructor of ViTBackbone
     "patch_drop_rate": 0.0,
     "drop_path_rate": 0.0,
     "positions": "learned",
+    "patches": "plain",
     "attention": "full",
     "num_heads": inspect.Parameter.empty,
     "mlp_ratio": 4.0,

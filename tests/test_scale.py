@@ -484,8 +484,18 @@ def test_ctrl_c_and_again(tmp_path):
     for i in range(3000):
         (tmp_path / f"{i:04d}.png").write_bytes(b"x")
     draw(tmp_path / "9999.png", 0)
-    program = "import sys\nfrom keras_vit import scale\nfrom keras_vit_command import run\n"
-    program += "scale.embedding.MOST = 10\nprint('ready', flush=True)\nsys.exit(run(sys.argv[1:]))"
+    program = """
+import sys, time
+from keras_vit import scale
+from keras_vit_command import run
+scale.embedding.MOST = 10
+write = scale.shards.Shards.write
+def slowly(*args):  # so that it has not finished when the signal comes
+    write(*args)
+    time.sleep(0.1)
+scale.shards.Shards.write = slowly
+sys.exit(run(sys.argv[1:]))
+"""
     words = ["embed", str(tmp_path), "--preset", PRESET, "--out", str(tmp_path / "out")]
     root = pathlib.Path(__file__).parents[1]
     with subprocess.Popen(
