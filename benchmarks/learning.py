@@ -203,7 +203,14 @@ def pretrain(options, seed):
     if not hasattr(options, "encoders"):  # one for all seeds, which draw the labels
         options.encoders = {"scratch": None}
         for method in options.method:
+            kept = options.keep and options.keep / f"{method}.npz"
+            if kept and kept.exists():
+                found = np.load(kept)
+                options.encoders[method] = [found[f"arr_{i}"] for i in range(len(found))]
+                continue
             options.encoders[method], seconds, loss = encoder(options, method, training[0])
+            if kept:
+                np.savez(kept, *options.encoders[method])
             yield f"{method}, seconds", seconds
             yield f"{method}, last loss", loss
     drawn = np.random.default_rng(seed).permutation(len(training[1]))
@@ -267,6 +274,7 @@ def main():
     parser.add_argument("--method", choices=METHODS, nargs="+", default=["mae", "simmim"])
     parser.add_argument("--width", type=int, default=192, help="of the models of `pretrain`")
     parser.add_argument("--pretraining-rate", type=float, default=1e-3)
+    parser.add_argument("--keep", type=pathlib.Path, help="a folder for pre-trained weights")
     parser.add_argument("--fine-tuning-steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)

@@ -29,7 +29,8 @@ import common
 WIDTH, HEADS = 192, 4
 KINDS = ("full", "linear", "performer", "axial", "sparse", "window", "pooling", "relative", "shaw")
 KINDS += ("rotary",)
-POSITIONS = ("learned", "learned2d", "sincos2d", "relative", "rotary", "none")
+POSITIONS = ("learned", "learned2d", "sincos2d", "conditional", "relative", "rotary", "none")
+PATCHES = ("plain", "overlapping", "hybrid", "positional", "adaptive")
 POOLINGS = ("token", "avg", "tokens", "seq", "map")
 
 
@@ -103,6 +104,7 @@ def choices():
     yield {}
     yield from ({"attention": kind} for kind in KINDS[1:] if kind not in POSITIONS)
     yield from ({"positions": kind} for kind in POSITIONS[1:])
+    yield from ({"patches": kind} for kind in PATCHES[1:])
     yield from ({"pooling": kind} for kind in POOLINGS[1:])
 
 
