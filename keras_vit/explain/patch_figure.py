@@ -7,9 +7,9 @@ import numpy as np
 
 from keras_vit.explain.canvas import SIDE, matplotlib_figure, under
 from keras_vit.images import to_array
-from keras_vit.layers import AdaptivePatches
+from keras_vit.layers import AdaptivePatches, HybridPatches, OverlappingPatches
 from keras_vit.layers.adaptive import tokens_of_patches
-from keras_vit.layers.patch_kinds import kind_of
+from keras_vit.layers.patch_kinds import PATCHES, kind_of
 from keras_vit.layers.split import pair
 from keras_vit.types import Image as AnyImage
 from keras_vit.types import Size
@@ -23,7 +23,7 @@ def visualize_patches(
 ) -> "Figure":
     """A figure of an image, cut into the patches that a model embeds one by one.
 
-    Overlapping patches, and the fields of view of a hybrid's stem, are drawn whole; what lies
+    Overlapping patches, and the fields of view of a convolutional stem, are drawn whole; what lies
     outside the image is left white. Whole cells of adaptive patches have the resolution in which
     they are embedded.
 
@@ -52,15 +52,16 @@ def visualize_patches(
     if kind == "adaptive":
         drawn, caption = divided(colours, height, options)
     else:
-        size = {"overlapping": options.get("kernel_size") or 2 * height - 1}
-        size["hybrid"] = 2 * height - 1  # the field of view of its 3x3 convolutions of stride 2
-        extent = (size[kind],) * 2 if kind in size else (height, width)
+        # Of a stem: the field of view of its 3x3 convolutions of stride 2.
+        wide = PATCHES[kind] in (OverlappingPatches, HybridPatches)
+        side = options.get("kernel_size") or 2 * height - 1
+        extent = (side, side) if wide else (height, width)
         drawn = apart(colours, (rows, columns), (height, width), extent)
         caption = f"{rows} x {columns} patches of {extent[0]} x {extent[1]} pixels"
-        caption += f", {height} apart" if kind in size else ""
+        caption += f", {height} apart" if wide else ""
         caption += " and their coordinates" if kind == "positional" else ""
-    side = 2 * SIDE / max(drawn.shape)
-    size_of = (drawn.shape[1] * side, drawn.shape[0] * side + 0.3)
+    scale = 2 * SIDE / max(drawn.shape)
+    size_of = (drawn.shape[1] * scale, drawn.shape[0] * scale + 0.3)
     figure = figure_class(figsize=size_of, layout="constrained")
     axis = figure.subplots()
     axis.imshow(drawn, interpolation="nearest")
