@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -56,6 +58,10 @@ def medians(programs, runs):
 
 
 def _result(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    paths = [str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     line = next(text for text in done.stdout.splitlines() if text.startswith("RESULT"))
     return [float(word) for word in line.split()[1:]]
