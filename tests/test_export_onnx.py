@@ -7,7 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from tiny_models import FAMILIES, classifier, full_disk, softmax
+from tiny_models import FAMILIES, classifier, full_disk, outputs, pixels, softmax
 
 from keras_vit import from_preset
 from keras_vit.export import benchmark, compare, onnx_converters, to_onnx
@@ -39,20 +39,6 @@ VARIANTS = {
 @pytest.fixture(scope="module")
 def model():
     return classifier()
-
-
-def pixels(model, count=3):
-    shape = (count, *model.inputs[0].shape[1:])
-    return np.random.default_rng(2).integers(0, 256, shape, "uint8")
-
-
-def outputs(model, images):
-    """What a file with preprocessing must give for pixels."""
-    x = model.preprocessor.image_converter.normalize(images)
-    found = keras.ops.convert_to_numpy(model(x, training=False))
-    if not model.num_classes:
-        return found
-    return softmax(found) if model.num_classes > 1 else 1 / (1 + np.exp(-found))
 
 
 def run(path, images):

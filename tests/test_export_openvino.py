@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_models import FAMILIES, classifier, full_disk, pictures, softmax
+from tiny_models import FAMILIES, classifier, full_disk, outputs, pictures, pixels
 
 from keras_vit.export import FileClassifier, benchmark, compare, onnx_converters, to_openvino
 from keras_vit.export import openvino as exporter
@@ -39,20 +39,6 @@ def model():
 @pytest.fixture(scope="module")
 def file(model, tmp_path_factory):
     return to_openvino(model, tmp_path_factory.mktemp("file") / "m.xml")
-
-
-def pixels(model, count=3):
-    shape = (count, *model.inputs[0].shape[1:])
-    return np.random.default_rng(2).integers(0, 256, shape, "uint8")
-
-
-def outputs(model, images):
-    """What a file with preprocessing must give for pixels."""
-    x = model.preprocessor.image_converter.normalize(images)
-    found = keras.ops.convert_to_numpy(model(x, training=False))
-    if not model.num_classes:
-        return found
-    return softmax(found) if model.num_classes > 1 else 1 / (1 + np.exp(-found))
 
 
 def run(path, images):

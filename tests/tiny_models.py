@@ -120,6 +120,20 @@ def softmax(x):
     return x / x.sum(-1, keepdims=True)
 
 
+def pixels(model, count=3):
+    shape = (count, *model.inputs[0].shape[1:])
+    return np.random.default_rng(2).integers(0, 256, shape, "uint8")
+
+
+def outputs(model, images):
+    """What a file with preprocessing must give for pixels."""
+    x = model.preprocessor.image_converter.normalize(images)
+    found = keras.ops.convert_to_numpy(model(x, training=False))
+    if not model.num_classes:
+        return found
+    return softmax(found) if model.num_classes > 1 else 1 / (1 + np.exp(-found))
+
+
 @contextlib.contextmanager
 def full_disk(size):
     """No file of this process can grow beyond that size, in bytes."""

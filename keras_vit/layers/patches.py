@@ -113,20 +113,8 @@ class PatchEncoder(Layer):
                 f'patches="{self.kind}" and positions="{self.positions}" need images (B, H, W, C), '
                 f"not patches. Received: shape {tuple(input_shape)}"
             )
-        grid: Any = self.grid_size
-        if self.from_patches:
-            side = round((input_shape[1] or 0) ** 0.5)
-            grid = grid or (side, side)
-            channels = input_shape[2] // (p * p)
-        else:
-            check_divides(p, *input_shape[1:3])
-            channels = input_shape[3]
-            if grid is None and None not in input_shape[1:3]:
-                grid = (input_shape[1] // p, input_shape[2] // p)
-            elif grid is None and self.positions not in ("conditional", "none"):
-                raise ValueError(
-                    "grid_size is required for images of unknown size. Received: grid_size=None"
-                )
+        grid = self.grid_of_table(input_shape)
+        channels = input_shape[2] // (p * p) if self.from_patches else input_shape[3]
         self.table_size = grid
         options = {"use_bias": self.use_bias, "name": "proj", **self.patch_options}
         if cls := PATCHES[self.kind]:
@@ -145,20 +133,7 @@ class PatchEncoder(Layer):
         self.cls_token = self.token("cls_token", int(self.class_token))
         self.dist_token = self.token("dist_token", int(self.distillation_token))
         self.reg_token = self.token("reg_token", self.register_tokens)
-        self.pos_embed: Any = None
-        ahead = 0 if self.no_embed_class else self.num_prefix_tokens
-        if self.positions == "learned":
-            self.pos_embed = self.token("pos_embed", ahead + grid[0] * grid[1])
-        elif self.positions == "sincos2d":
-            table = sincos(grid, width, ahead)[None]
-            self.pos_embed = self.add_weight(
-                shape=table.shape,
-                initializer=lambda shape, dtype: ops.convert_to_tensor(table, dtype),
-                trainable=False,
-                name="pos_embed",
-            )
-        elif self.positions == "learned2d":
-            self.axes = self.child(AxialPositions, (None, None, width), grid=grid, name="axes")
+        self.add_positions(grid)
         self.drop = self.child(keras.layers.Dropout, rate=self.drop_rate, name="drop")
         self.patch_drop = self.child(
             PatchDropout,
@@ -166,6 +141,39 @@ class PatchEncoder(Layer):
             num_prefix_tokens=self.num_prefix_tokens,
             name="patch_drop",
         )
+
+    def grid_of_table(self, input_shape: Shape) -> Any:
+        """(rows, columns) of the position embedding; None: unknown, and there is none."""
+        if self.from_patches:
+            side = round((input_shape[1] or 0) ** 0.5)
+            return self.grid_size or (side, side)
+        check_divides(self.patch_size, *input_shape[1:3])
+        if self.grid_size is None and None not in input_shape[1:3]:
+            return input_shape[1] // self.patch_size, input_shape[2] // self.patch_size
+        if self.grid_size is None and self.positions not in ("conditional", "none"):
+            raise ValueError(
+                "grid_size is required for images of unknown size. Received: grid_size=None"
+            )
+        return self.grid_size
+
+    def add_positions(self, grid: Any) -> None:
+        """Make the position embedding for a grid of patches."""
+        self.pos_embed: Any = None
+        ahead = 0 if self.no_embed_class else self.num_prefix_tokens
+        if self.positions == "learned":
+            self.pos_embed = self.token("pos_embed", ahead + grid[0] * grid[1])
+        elif self.positions == "sincos2d":
+            table = sincos(grid, self.embed_dim, ahead)[None]
+            self.pos_embed = self.add_weight(
+                shape=table.shape,
+                initializer=lambda shape, dtype: ops.convert_to_tensor(table, dtype),
+                trainable=False,
+                name="pos_embed",
+            )
+        elif self.positions == "learned2d":
+            self.axes = self.child(
+                AxialPositions, (None, None, self.embed_dim), grid=grid, name="axes"
+            )
 
     def token(self, name: str, count: int) -> Tensor | None:
         """Make `count` learned tokens, `(1, count, D)`; None for 0."""
