@@ -3,9 +3,10 @@
     python benchmarks/inference.py [--rounds N] [--dtype float32 bfloat16] [--batch 1 8]
 
 Random weights, two threads, preprocessed inputs; each program in its own process, in alternation.
-Keras models are called through `tf.function`, timm's in `torch.inference_mode`. The last column is
-the share of the rate at which this machine multiplies two large matrices in that dtype, with the
-faster of TensorFlow and PyTorch. Needs torch and timm.
+Keras models are called through `tf.function`, timm's in `torch.inference_mode`; "constant weights":
+the graph of `model.predict(..., constant_weights=True)`. The last column is the share of the rate at
+which this machine multiplies two large matrices in that dtype, with the faster of TensorFlow and
+PyTorch. Needs torch and timm.
 """
 
 import argparse
@@ -36,15 +37,35 @@ def tensorflow(function, dtype, shape):
     alternation.serve(lambda: compiled(x).numpy())
 
 
+def ours(dtype):
+    import numpy as np
+
+    import keras_vit
+
+    preset = f"{NAME}.augreg_in21k_ft_in1k"
+    model = keras_vit.from_preset(preset, load_weights=False, dtype=dtype)
+    noise = np.random.default_rng(0).normal
+    for variable in model.weights:  # TensorFlow leaves out a constant bias of 0
+        variable.assign_add(noise(0, 0.02, variable.shape))
+    return model
+
+
 def keras_vit(dtype, batch):
     def function():
         import tensorflow as tf
 
-        import keras_vit
-
-        preset = f"{NAME}.augreg_in21k_ft_in1k"
-        model = keras_vit.from_preset(preset, load_weights=False, dtype=dtype)
+        model = ours(dtype)
         return tf.function(lambda x: model(x, training=False), jit_compile=False)
+
+    tensorflow(function, dtype, (batch, 224, 224, 3))
+
+
+def constant(dtype, batch):
+    def function():
+        from keras_vit.models.constant_weights import ConstantWeights
+
+        predict = ConstantWeights(ours(dtype))
+        return lambda x: predict([x])
 
     tensorflow(function, dtype, (batch, 224, 224, 3))
 
@@ -102,7 +123,8 @@ def product_torch(dtype, batch):
     torch(lambda dtype: lambda x: (x @ x)[:1], dtype, (SIZE, SIZE))
 
 
-PROGRAMS = {"keras_vit": keras_vit, "KerasHub": kerashub, "timm": timm}
+PROGRAMS = {"keras_vit": keras_vit, "keras_vit, constant weights": constant}
+PROGRAMS |= {"KerasHub": kerashub, "timm": timm}
 PRODUCTS = {"matmul, TensorFlow": product_tensorflow, "matmul, torch": product_torch}
 
 

@@ -1,5 +1,6 @@
 """Training and prediction on raw images: the preprocessor is applied first."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from keras_vit.arrays import split_arrays
 from keras_vit.images import is_one
 from keras_vit.labels import top_labels
 from keras_vit.models.activation import apply
+from keras_vit.models.constant_weights import ConstantWeights, weights_in_graph
 from keras_vit.types import Images, Tensor
 
 
@@ -22,6 +24,7 @@ class ImageTrainer:
     loss: Any  # as given to `compile`
     preprocessor: Any
     preprocess_samples: Callable[..., Any]
+    constant_weights: ConstantWeights | None = None  # of the last such `predict`
 
     @property
     def class_names(self) -> Sequence[str] | None:
@@ -63,6 +66,7 @@ class ImageTrainer:
                 epoch's end.
         """
         _check_strategy(self)
+        self.constant_weights = None  # the weights change
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = _split(x, y, sample_weight, validation_split)
         self._check_labels(y)
@@ -110,10 +114,24 @@ class ImageTrainer:
             x = data.feed(data.batches(self._preprocess(), x, y, sample_weight, batch_size))
         return keras.Model.evaluate(self, x, **kwargs)
 
-    def predict(self, x: Any, batch_size: int | None = None, **kwargs: Any) -> np.ndarray:
-        """Logits `(B, num_classes)`, float32, of raw images: as `keras.Model.predict`."""
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        constant_weights: bool = False,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Logits `(B, num_classes)`, float32, of raw images: as `keras.Model.predict`.
+
+        Args:
+            x, batch_size: as in `fit`.
+            constant_weights: compile the weights into the graph, for thousands of pictures on a
+                CPU, in bfloat16 above all (TensorFlow). It takes seconds and several times the
+                memory of the weights, once; and again after they have changed.
+        """
         x = data.feed(data.batches(self._preprocess(), x, batch_size=batch_size))
-        return keras.Model.predict(self, x, **kwargs)
+        with weights_in_graph(self) if constant_weights else contextlib.nullcontext():
+            return keras.Model.predict(self, x, **kwargs)
 
     def _preprocess(self):
         """The function that preprocesses a batch; None without a preprocessor."""
