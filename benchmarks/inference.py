@@ -3,9 +3,9 @@
     python benchmarks/inference.py [--rounds N] [--dtype float32 bfloat16] [--batch 1 8]
 
 Random weights, two threads, preprocessed inputs; each program in its own process, in alternation.
-Keras models are called through `tf.function`, timm's in `torch.inference_mode`; "constant weights":
-the graph of `model.predict(..., constant_weights=True)`. The last column is the share of the rate at
-which this machine multiplies two large matrices in that dtype, with the faster of TensorFlow and
+Keras models are called through `tf.function`, timm's in `torch.inference_mode`. "Constant weights":
+the graph of `model.predict(..., constant_weights=True)`. The last column is the share of the rate
+at which this machine multiplies two large matrices in that dtype, with the faster of TensorFlow and
 PyTorch. Needs torch and timm.
 """
 

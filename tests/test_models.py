@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 from keras_hub.src.tests import test_case
+from tiny_models import FAMILIES, classifier, pixels
 
 import keras_vit
 import keras_vit_presets as presets
@@ -334,3 +335,13 @@ def test_kerashubs_task_test(cls, backbone, options):
         cls, arguments, data, expected_output_shape=(2, 3), compile_kwargs={"jit_compile": False}
     )
     case.run_model_saving_test(cls, arguments, images / 255)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_is_near(family, dtype):
+    exact, half = (classifier(**FAMILIES[family], dtype=policy) for policy in (None, dtype))
+    x = pixels(exact).astype("float32") / 127.5 - 1
+    expected, found = (keras.ops.convert_to_numpy(model(x)) for model in (exact, half))
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert error < (0.01 if dtype == "mixed_float16" else 0.08)

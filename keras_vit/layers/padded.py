@@ -82,6 +82,7 @@ class PaddedConv(Layer):
         Their factors go into the kernel where it is smaller than the maps.
         """
         size, kernel, bias = x.shape[1] * x.shape[2], self.kernel, self.bias
+        before, after = (_in_float32(function) for function in (before, after))  # Keras casts them
         if before is not None and (self.kernel_size > 1 or size < self.filters):
             x, before = affine(x, before), None
         if before is not None:
@@ -130,6 +131,10 @@ def normed(
 def is_fixed(norm: BatchNormalization, training: bool | None) -> bool:
     """Whether a BatchNorm uses its moving averages."""
     return not (training and norm.trainable)
+
+
+def _in_float32(function: Affine) -> Affine:
+    return function and (ops.cast(function[0], "float32"), ops.cast(function[1], "float32"))
 
 
 def affine(x: Tensor, function: tuple[Tensor, Tensor]) -> Tensor:
