@@ -88,7 +88,8 @@ def run_compare(args: argparse.Namespace) -> int:
 
 def run_benchmark(args: argparse.Namespace) -> int:
     """Measure a file of any origin."""
-    show(console(), export.benchmark(args.file, args.threads, args.runs, args.precision), args.json)
+    options = (args.threads, args.runs, args.precision, args.weight_cache)
+    show(console(), export.benchmark(args.file, *options), args.json)
     return 0
 
 

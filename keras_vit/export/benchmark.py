@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_vit.export import files
+from keras_vit.export import files, runtime
 from keras_vit.types import Path
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Benchmark(Report):
     precision: str | None  # in which it computes; OpenVINO only
     labels: list[str] | None  # class names, if the file has them
     preset: dict[str, Any] | None  # what the file says of the model it was made from
+    starts: tuple[float, float] | None = None  # seconds: without and with XNNPACK's weight cache
 
     def rows(self) -> Iterator[tuple[str, str]]:
         yield "format", self.kind
@@ -84,6 +85,9 @@ class Benchmark(Report):
         yield "measured", f"{self.runs} runs, {counted_threads(self.threads)}"
         if self.precision:
             yield "precision", self.precision
+        if self.starts:
+            without, cached = (f"{seconds * 1e3:.1f}" for seconds in self.starts)
+            yield "start", f"{without} ms, with the weight cache {cached} ms"
         for what, tensors in (("input", self.inputs), ("output", self.outputs)):
             for name, (dtype, shape) in tensors.items():
                 yield what, f"{name}: {dtype} {shape}"
@@ -97,7 +101,11 @@ class Benchmark(Report):
 
 
 def benchmark(
-    path: Path, threads: int | None = None, runs: int = 50, precision: str = "float32"
+    path: Path,
+    threads: int | None = None,
+    runs: int = 50,
+    precision: str = "float32",
+    weight_cache: Path | None = None,
 ) -> Benchmark:
     """Run a file on random inputs and measure it.
 
@@ -108,6 +116,8 @@ def benchmark(
             own number of threads, which a running process cannot change.)
         runs: how many runs are timed, after two to warm up.
         precision: `"bfloat16"`, for OpenVINO alone, computes in it what is not int8.
+        weight_cache: of a TFLite file: measure the start of LiteRT, too, without and with the file
+            in which XNNPACK keeps its packed weights; it is made there.
 
     Returns:
         A `Benchmark`. A file with a dynamic batch size is measured with one image; a file for
@@ -117,11 +127,14 @@ def benchmark(
         FileNotFoundError: there is no such file.
         ValueError: the file is of another kind or damaged, or takes an input that cannot be made
             up, such as text.
-        ImportError: an ONNX file without onnxruntime, or an OpenVINO file without openvino.
+        ImportError: an ONNX file without onnxruntime, or an OpenVINO file without openvino;
+            `weight_cache` without LiteRT.
     """
     if not isinstance(runs, int) or runs < 1:
         raise ValueError(f"runs must be a positive whole number. Received: {runs!r}")
     file = files.open_file(path, threads, precision)
+    if weight_cache is not None and file.kind != "TFLite":
+        raise ValueError(f"weight_cache is for TFLite files. {str(path)!r} is {file.kind}.")
     size = (file.preset or {}).get("image_size") or (None, None)
     inputs = {name: _random(file, name, tensor, size) for name, tensor in file.inputs.items()}
     outputs = file.run(**inputs)
@@ -145,6 +158,7 @@ def benchmark(
         precision=file.precision,
         labels=file.labels,
         preset=file.preset,
+        starts=None if weight_cache is None else runtime.starts(path, file.threads, weight_cache),
     )
 
 
