@@ -213,24 +213,26 @@ def accuracy(options):
 
 
 def plot(points, path):
-    """Accuracy against time: the mean of the seeds, and lines from the least to the largest."""
+    """Accuracy, the mean of the seeds with their range, and time: one row per choice."""
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
-    axes = figure.subplots()
-    for name, (milliseconds, values) in points.items():
-        kind = name.split("=")[0]
-        colour = {"plain": "black", "attention": "C0", "positions": "C1", "patches": "C2"}
-        mean = statistics.mean(values)
+    figure = matplotlib.figure.Figure(figsize=(8, 7), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    colours = {"attention": "C0", "positions": "C1", "patches": "C2", "pooling": "C3"}
+    names = list(points)[::-1]
+    for row, name in enumerate(names):
+        milliseconds, values = points[name]
+        mean, colour = statistics.mean(values), colours.get(name.split("=")[0], "black")
         off = [[mean - min(values)], [max(values) - mean]]
-        axes.errorbar(milliseconds, mean, off, fmt="o", color=colour.get(kind, "C3"), capsize=2)
-        axes.annotate(
-            name.split('"')[1] if "=" in name else name, (milliseconds, mean),
-            xytext=(5, 4), textcoords="offset points", fontsize=8,
-        )  # fmt: skip
-    axes.set_xlabel("inference, ms per picture")
-    axes.set_ylabel("accuracy on CIFAR-10")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        left.errorbar(mean, row, xerr=off, fmt="o", color=colour, capsize=2)
+        right.barh(row, milliseconds, color=colour, height=0.6)
+    left.set_yticks(range(len(names)), names)
+    left.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    left.set_xlabel("accuracy on CIFAR-10")
+    right.set_xlabel("inference, ms per picture")
+    for axes in (left, right):
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
     figure.savefig(path, dpi=150)
 
 
@@ -261,7 +263,7 @@ def main():
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
     parser.add_argument("--seed", type=int, help="this one alone, and no table")
     parser.add_argument("--done", type=pathlib.Path, nargs="*", help="what was printed before")
-    parser.add_argument("--plot", type=pathlib.Path, help="a PNG of accuracy against time")
+    parser.add_argument("--plot", type=pathlib.Path, help="a PNG of accuracy and time")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"))
