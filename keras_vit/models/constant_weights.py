@@ -82,16 +82,20 @@ def weights_in_graph(model: Any) -> Iterator[None]:
         ValueError: more than 2 GB of weights.
     """
     check(model)
-    if model.constant_weights is None or not model.constant_weights.current(model):
-        model.constant_weights = None
+    constants = model.constant_weights
+    if constants is None or not constants.current(model):
+        constants = model.constant_weights = None
         gc.collect()  # the graph of the former weights refers to itself
-        model.constant_weights = ConstantWeights(model)
+        constants = model.constant_weights = ConstantWeights(model)
     usual = model.predict_function
-    model.predict_function = model.constant_weights
+    if usual is None or isinstance(usual, ConstantWeights):  # of another thread
+        model.make_predict_function(force=True)
+        usual = model.predict_function
+    model.predict_function = constants
     try:
         yield
-    finally:  # another thread may have begun the same meanwhile
-        model.predict_function = None if isinstance(usual, ConstantWeights) else usual
+    finally:
+        model.predict_function = usual
 
 
 def check(model: Any) -> None:
