@@ -126,8 +126,8 @@ class ImageTrainer:
         Args:
             x, batch_size: as in `fit`.
             constant_weights: compile the weights into the graph, for thousands of pictures on a
-                CPU, in bfloat16 above all (TensorFlow). It takes seconds and several times the
-                memory of the weights, once; and again after they have changed.
+                CPU (TensorFlow). It takes seconds and several times the memory of the weights,
+                once; and again after they have changed.
         """
         x = data.feed(data.batches(self._preprocess(), x, batch_size=batch_size))
         with weights_in_graph(self) if constant_weights else contextlib.nullcontext():
