@@ -55,7 +55,7 @@ def main():
             path = pathlib.Path(folder) / f"{mode}.tflite"
             keras_vit.export.to_tflite(model, path, quantize=mode)
             cells = [milliseconds(path, flags, options.runs) for flags in (None, FORCE_FP16)]
-            starts = [runtime.starts(path, 1, path.with_suffix(".cache")) for _ in range(5)]
+            starts = [runtime.starts(path, 1) for _ in range(5)]
             cells += [statistics.median(way) * 1e3 for way in zip(*starts, strict=True)]
             print(f"| {mode or 'float32'} | " + " | ".join(f"{x:.1f}" for x in cells) + " |")
 

@@ -150,7 +150,7 @@ def _files(command: Command) -> None:
     _measure(add, 10)
     add = command("benchmark", "measure size, latency and contents of a file").add_argument
     add("file", metavar="FILE", help="TFLite, .onnx, .xml or a SavedModel directory, from any tool")
-    add("--weight-cache", metavar="CACHE", help="of TFLite: measure the start with this file, too")
+    add("--weight-cache", action="store_true", help="of TFLite: measure the start with it, too")
     _measure(add, 50)
 
 

@@ -135,20 +135,18 @@ def test_arrays_made_up_are_numbers(tmp_path):
 
 def test_the_start_with_a_weight_cache(tmp_path):
     pytest.importorskip("ai_edge_litert.compiled_model")
-    path, cache = to_tflite(classifier(), tmp_path / "m.tflite"), tmp_path / "weights.cache"
-    for _ in range(2):  # the cache is made, and then used
-        found = benchmark(path, threads=1, runs=2, weight_cache=cache)
-        assert cache.stat().st_size > 1000
-        assert all(0 < seconds < 10 for seconds in found.starts)
-        assert "with the weight cache" in str(found)
+    path = to_tflite(classifier(), tmp_path / "m.tflite")
+    found = benchmark(path, threads=1, runs=2, weight_cache=True)
+    assert all(0 < seconds < 10 for seconds in found.starts)
+    assert "with the weight cache" in str(found)
     assert benchmark(path, threads=1, runs=2).starts is None
     other = to_saved_model(classifier(), tmp_path / "saved")
     with pytest.raises(ValueError, match="weight_cache is for TFLite files"):
-        benchmark(other, runs=2, weight_cache=cache)
+        benchmark(other, runs=2, weight_cache=True)
 
 
 def test_a_weight_cache_needs_litert(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.compiled_model", None)
     path = to_tflite(classifier(), tmp_path / "m.tflite")
     with pytest.raises(ImportError, match=r"keras-vit-zoo\[int8\]"):
-        benchmark(path, runs=2, weight_cache=tmp_path / "weights.cache")
+        benchmark(path, runs=2, weight_cache=True)

@@ -105,7 +105,7 @@ def benchmark(
     threads: int | None = None,
     runs: int = 50,
     precision: str = "float32",
-    weight_cache: Path | None = None,
+    weight_cache: bool = False,
 ) -> Benchmark:
     """Run a file on random inputs and measure it.
 
@@ -116,8 +116,8 @@ def benchmark(
             own number of threads, which a running process cannot change.)
         runs: how many runs are timed, after two to warm up.
         precision: `"bfloat16"`, for OpenVINO alone, computes in it what is not int8.
-        weight_cache: of a TFLite file: measure the start of LiteRT, too, without and with the file
-            in which XNNPACK keeps its packed weights; it is made there.
+        weight_cache: of a TFLite file: measure the start of LiteRT, too, without and with a file in
+            which XNNPACK keeps its packed weights.
 
     Returns:
         A `Benchmark`. A file with a dynamic batch size is measured with one image; a file for
@@ -133,7 +133,7 @@ def benchmark(
     if not isinstance(runs, int) or runs < 1:
         raise ValueError(f"runs must be a positive whole number. Received: {runs!r}")
     file = files.open_file(path, threads, precision)
-    if weight_cache is not None and file.kind != "TFLite":
+    if weight_cache and file.kind != "TFLite":
         raise ValueError(f"weight_cache is for TFLite files. {str(path)!r} is {file.kind}.")
     size = (file.preset or {}).get("image_size") or (None, None)
     inputs = {name: _random(file, name, tensor, size) for name, tensor in file.inputs.items()}
@@ -158,7 +158,7 @@ def benchmark(
         precision=file.precision,
         labels=file.labels,
         preset=file.preset,
-        starts=None if weight_cache is None else runtime.starts(path, file.threads, weight_cache),
+        starts=runtime.starts(path, file.threads) if weight_cache else None,
     )
 
 

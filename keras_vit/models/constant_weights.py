@@ -110,7 +110,7 @@ def check(model: Any) -> None:
             "constant_weights=True needs a graph on one device: no run_eagerly, no strategy of "
             "several replicas."
         )
-    size = sum(int(np.prod(v.shape)) * np.dtype(v.dtype).itemsize for v in model.weights)
+    size = sum(buffer(v).nbytes for v in model.weights)
     if size > LIMIT:
         raise ValueError(
             f"constant_weights=True takes at most 2 GB of weights. The model has {size / 1e9:.1f} "
