@@ -6,8 +6,9 @@ Two threads, batch 1, the same random weights for all. KerasHub's files come fro
 `export(format="litert")`, quantized like ours by TensorFlow's dynamic range; onnxruntime runs
 timm's model, exported by PyTorch and quantized by its own `quantize_dynamic`. `--programs` selects
 those whose name contains one of the words, for example OpenVINO. `keras_vit predict` is
-`model.predict`, which also resizes; timm runs in `torch.inference_mode`. Needs torch, timm, onnx,
-onnxruntime, openvino, nncf and ai-edge-quantizer; files that already exist in `--folder` are kept.
+`model.predict`, which also resizes; timm runs in `torch.inference_mode`, its weights in the dtype
+that the row says. Needs torch, timm, onnx, onnxruntime, openvino, nncf and ai-edge-quantizer; files
+that already exist in `--folder` are kept.
 """
 
 import argparse
@@ -27,7 +28,8 @@ OPENVINO = {  # program: (the file's quantize, the precision it runs in)
     "OpenVINO int8": ("int8", "float32"),
 }
 COMPARED_WITH = {
-    **{name: "timm" for name in ("keras_vit predict", "onnxruntime float32", *OPENVINO)},
+    **dict.fromkeys(("keras_vit predict", "onnxruntime float32"), "timm float32"),
+    **dict.fromkeys(OPENVINO, "timm bfloat16"),
     "keras_vit float32": "KerasHub float32",
     "keras_vit float16": "KerasHub float32",
     "keras_vit int8_dynamic": "KerasHub int8_dynamic",
@@ -36,7 +38,7 @@ COMPARED_WITH = {
 
 
 def workers(folder):
-    """{program: (its worker, the file or folder it runs, the precision of OpenVINO)}"""
+    """{program: (its worker, the file or folder it runs, the precision of OpenVINO or timm)}"""
     modes = ("float32", "float16", "int8_dynamic", "int8")
     paths = {f"keras_vit {mode}": folder / f"ours_{mode}.tflite" for mode in modes}
     for mode in ("float32", "int8_dynamic"):
@@ -47,7 +49,8 @@ def workers(folder):
     for name, (quantize, precision) in OPENVINO.items():
         found[name] = ("openvino", folder / f"ours_{quantize}.xml", precision)
     found["keras_vit predict"] = ("predict", folder / "weights", "float32")
-    found["timm"] = ("timm", folder / "timm", "float32")
+    for dtype in ("float32", "bfloat16"):
+        found[f"timm {dtype}"] = ("timm", folder / "timm", dtype)
     return found
 
 
@@ -185,10 +188,11 @@ def run_timm(path, name, precision):
     import torch
 
     torch.set_num_threads(alternation.THREADS)
-    model = common.import_timm().create_model(name.partition(".")[0]).eval()
+    dtype = getattr(torch, precision)
+    model = common.import_timm().create_model(name.partition(".")[0]).eval().to(dtype)
     with torch.inference_mode():
-        x = torch.randn(1, 3, 224, 224)
-        serve(lambda: model(x).numpy())
+        x = torch.randn(1, 3, 224, 224).to(dtype)
+        serve(lambda: model(x).float().numpy())
 
 
 # ---

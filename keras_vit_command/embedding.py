@@ -26,6 +26,7 @@ def run_embed(args: argparse.Namespace) -> int:
         top=args.top,
         dtype="float16" if args.float16 else "float32",
         column=args.column,
+        retry_errors=args.retry_errors,
         options=options,
         name=args.name,
         progress=None if args.json else track(out, "embedding"),
@@ -45,7 +46,8 @@ def tell_errors(done: scale.Embedded) -> None:
     if not done.broken:
         return
     rows = f"{done.broken} row{'s' * (done.broken > 1)}"
-    print(f"keras-vit: {rows} with an error in place of a value:", file=sys.stderr)
+    text = f"keras-vit: {rows} with an error in place of a value; --retry-errors tries again:"
+    print(text, file=sys.stderr)
     for _, why in done.examples[:LISTED]:
         print(f"  {printable(why)}", file=sys.stderr)
     if done.broken > LISTED:

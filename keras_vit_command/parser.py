@@ -278,6 +278,8 @@ def _embed(command: Command) -> None:
     add("--top", type=positive, default=5, metavar="N", help="how many classes (5)")
     add("--float16", action="store_true", help="half the storage")
     add("--column", metavar="NAME", help="of the Parquet file: the paths or URLs")
+    text = "also those of an earlier run whose rows have an error"
+    add("--retry-errors", action="store_true", help=text)
     add("--image-size", type=size, metavar="N|HxW", help="in pixels; default: the checkpoint's")
     add("--json", action="store_true", help="print JSON")
     text = "find the pictures that are nearest to one, among those that `embed` has embedded"

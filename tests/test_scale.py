@@ -282,6 +282,27 @@ def test_a_lost_part_is_made_again(model, folder, tmp_path):
         scale.embed(model, folder, tmp_path / "out", part_size=2)
 
 
+@pytest.mark.parametrize("what", ["features", "tokens", "classes"])
+def test_errors_are_tried_again(what, model, folder, tmp_path):
+    out, broken = tmp_path / "out", folder / "rose/broken.png"
+    assert scale.embed(model, folder, out, what, part_size=4).broken == 1
+    before = {path.name: path.read_bytes() for path in out.glob("part-*")}
+    again = scale.embed(model, folder, out, what, part_size=4, retry_errors=True)
+    assert (again.before, again.broken) == (5, 1)  # still broken
+    draw(broken, 9)
+    draw(folder / "aster/1.png", 10)
+    assert scale.embed(model, folder, out, what, part_size=4).before == 6  # left as it is
+    assert table(out)["error"].null_count == 6
+    done = scale.embed(model, folder, out, what, part_size=4, retry_errors=True)
+    assert (done.before, done.broken) == (6, 0)
+    changed = {name for name, data in before.items() if (out / name).read_bytes() != data}
+    assert len(changed) == 1 and len(before) == 2
+    (folder / "aster/1.png").rename(folder / "zinnia.png")  # the order of the rows
+    scale.embed(model, folder, tmp_path / "whole", what, part_size=4)
+    found, whole = table(out).drop(["path"]), table(tmp_path / "whole").drop(["path"])
+    assert found.equals(whole)
+
+
 def test_another_model_or_kind_is_refused(model, folder, tmp_path):
     scale.embed(model, folder, tmp_path / "out")
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -449,6 +470,8 @@ def test_embed_and_search_as_commands(folder, tmp_path, capsys):
     said = capsys.readouterr()
     assert "6 pictures." in said.out and "1 row with an error" in said.err
     assert "rose/broken.png" in said.err
+    assert main([*words, "--image-size", "32x48", "--retry-errors"]) == 2  # it still is
+    assert "5 had theirs before." in capsys.readouterr().out
     assert main([*words, "--image-size", "32x48", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["pictures"], found["before"], found["broken"]) == (6, 6, 0)

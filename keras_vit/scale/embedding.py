@@ -31,7 +31,7 @@ class Embedded:
     Attributes:
         folder: with the Parquet files.
         pictures: that the source has.
-        before: how many of them had a row already.
+        before: how many of them had a row already, which was left as it is.
         broken: how many rows of this run have an error in place of a value.
         examples: the first of these as (path, error).
     """
@@ -56,6 +56,7 @@ def embed(
     part_size: int | None = None,
     threads: int | None = None,
     column: str | None = None,
+    retry_errors: bool = False,
     options: dict[str, Any] | None = None,
     name: str | None = None,
     progress: Progress | None = None,
@@ -83,6 +84,7 @@ def embed(
             would take more than 64 MiB. An interruption loses the part that is not complete.
         threads: that read and decode, in each process; None: one per processor, 32 for URLs.
         column: of the Parquet file with paths or URLs.
+        retry_errors: whether pictures whose rows have an error are tried again.
         options: of `from_preset`, where `model` is a name.
         name: by which `search` loads the model again; None: the preset that it came from.
         progress: a function of (iterable of parts, how many) that yields them and shows progress.
@@ -115,7 +117,7 @@ def embed(
     )
     with _opened(out, manifest) as shards:
         size = part_size or _part_size(manifest, len(sources.pictures), workers or 1)
-        parts = planned(sources.pictures, shards, size)
+        parts = planned(sources.pictures, shards, size, retry_errors)
         if workers is None:
             results = write_parts(parts, output, shards, threads)
         else:

@@ -18,7 +18,7 @@ NOT_FINITE = "The model gives NaN or infinity for this picture."
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Consecutive pictures whose rows become one file: its number, and them."""
+    """Pictures whose rows go into one file: its number, and them."""
 
     number: int
     pictures: list[Picture]
@@ -34,14 +34,28 @@ class Done:
     examples: list[tuple[str, str]]
 
 
-def planned(pictures: Sequence[Picture], shards: Shards, size: int) -> list[Part]:
-    """The parts that are missing, in the order of the pictures, with numbers that are free."""
+def planned(
+    pictures: Sequence[Picture], shards: Shards, size: int, retry_errors: bool = False
+) -> list[Part]:
+    """The parts that are missing, in the order of the pictures, with numbers that are free; before
+    them, on request, the pictures of finished parts whose rows have an error."""
     paths = shards.paths()
     missing = [picture for picture in pictures if picture.path not in paths]
     taken = shards.parts()
     free = (number for number in itertools.count() if number not in taken)
     chunks = (missing[i : i + size] for i in range(0, len(missing), size))
-    return [Part(number, chunk) for chunk, number in zip(chunks, free, strict=False)]
+    parts = [Part(number, chunk) for chunk, number in zip(chunks, free, strict=False)]
+    return [*_failed(pictures, shards), *parts] if retry_errors else parts
+
+
+def _failed(pictures, shards):
+    """For each part with errors, its pictures to try again."""
+    numbers = {path: number for number, paths in shards.errors().items() for path in paths}
+    parts: dict[int, Part] = {}
+    for picture in pictures:
+        if (number := numbers.get(picture.path)) is not None:
+            parts.setdefault(number, Part(number, [])).pictures.append(picture)
+    return list(parts.values())
 
 
 def write_parts(

@@ -91,15 +91,30 @@ class Shards:
         """The paths of all rows."""
         return {path for part in self.parts().values() for path in column(part, "path")}
 
+    def errors(self) -> dict[int, set[str]]:
+        """The paths of rows with an error, by part; only parts that have such rows."""
+        found = {}
+        for number, part in self.parts().items():
+            read = _read(part, ["path", "error"])
+            pairs = zip(read["path"].to_pylist(), read["error"].to_pylist(), strict=True)
+            if paths := {path for path, error in pairs if error is not None}:
+                found[number] = paths
+        return found
+
     def write(self, number: int, rows: Sequence[Row]) -> None:
-        """Write one part; it appears when it is complete.
+        """Write one part; it appears when it is complete. Of a part that is there already, only
+        the rows of the same paths are replaced.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to.
         """
         _, parquet = pyarrow()
-        with atomic.replacing(self.folder / f"part-{number:06d}.parquet") as new:
-            parquet.write_table(table(self.manifest, rows), new, compression="zstd")
+        part = self.folder / f"part-{number:06d}.parquet"
+        made = table(self.manifest, rows)
+        if part.exists():
+            made = _replaced(_read(part, made.column_names), made)
+        with atomic.replacing(part) as new:
+            parquet.write_table(made, new, compression="zstd")
 
 
 def prepared(folder: Path, manifest: Manifest) -> Shards:
@@ -141,6 +156,15 @@ def table(manifest: Manifest, rows: Sequence[Row]) -> Any:
     columns["error"] = pa.array([row.error for row in rows], pa.string())
     made = pa.table(columns)
     return made.replace_schema_metadata({"keras_vit": json.dumps(dataclasses.asdict(manifest))})
+
+
+def _replaced(old, new):
+    """A part's table, with the rows of another in place of those of the same path."""
+    pa, _ = pyarrow()
+    places = {path: i for i, path in enumerate(new["path"].to_pylist())}
+    kept = range(len(new), len(new) + len(old))
+    order = map(places.get, old["path"].to_pylist(), kept)
+    return pa.concat_tables([new, old]).take(list(order))
 
 
 def _vectors(manifest, rows):
