@@ -50,24 +50,25 @@ def ours(dtype):
     return model
 
 
+def graph(dtype, constants=False):
+    """A compiled function of pictures; with constants, that of `predict(constant_weights=True)`."""
+    import tensorflow as tf
+
+    model = ours(dtype)
+    if constants:
+        from keras_vit.models.constant_weights import ConstantWeights
+
+        predict = ConstantWeights(model)
+        return lambda x: predict([x])
+    return tf.function(lambda x: model(x, training=False), jit_compile=False)
+
+
 def keras_vit(dtype, batch):
-    def function():
-        import tensorflow as tf
-
-        model = ours(dtype)
-        return tf.function(lambda x: model(x, training=False), jit_compile=False)
-
-    tensorflow(function, dtype, (batch, 224, 224, 3))
+    tensorflow(lambda: graph(dtype), dtype, (batch, 224, 224, 3))
 
 
 def constant(dtype, batch):
-    def function():
-        from keras_vit.models.constant_weights import ConstantWeights
-
-        predict = ConstantWeights(ours(dtype))
-        return lambda x: predict([x])
-
-    tensorflow(function, dtype, (batch, 224, 224, 3))
+    tensorflow(lambda: graph(dtype, constants=True), dtype, (batch, 224, 224, 3))
 
 
 def kerashub(dtype, batch):

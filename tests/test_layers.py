@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
+import tiny_models as tiny
 from keras import ops
 from keras_hub.src.tests import test_case
 
@@ -457,3 +458,23 @@ def test_windows_and_grids_of_a_map_and_back(window):
     cut = windows.grids(tensor, window)
     np.testing.assert_array_equal(cut, apart.reshape(-1, h * w, 5))
     np.testing.assert_array_equal(windows.from_grids(cut, window, size), x)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.compile is PyTorch's")
+@pytest.mark.parametrize(
+    ("family", "training"),
+    [("ViT", False), ("ViT", True), ("HybridViT", False), ("MLPMixer", False), ("ConvNeXt", False)],
+)
+def test_torch_compiles_a_model_as_one_graph(family, training):
+    import torch
+
+    torch.compiler.reset()
+    model = tiny.classifier(**tiny.FAMILIES[family])
+    x = ops.convert_to_tensor(tiny.pixels(model).astype("float32") / 127.5 - 1)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")  # an error where it breaks
+    with torch.inference_mode(not training):
+        found = compiled(x, training=training)
+        torch.testing.assert_close(found, model(x, training=training))
+    if training:
+        found.sum().backward()
+        assert all(v.value.grad is not None for v in model.trainable_variables)

@@ -88,7 +88,11 @@ def attend(
         bias = ops.cast(bias, q.dtype)
         if attention_mask is not None:  # torch takes one of the two; -3e4 is a float16, too
             bias, attention_mask = ops.where(attention_mask, bias, -3e4), None
-    x = ops.dot_product_attention(q, k, v, bias=bias, mask=attention_mask, scale=1.0)
+    # PyTorch chooses its kernel itself; Keras' question which it can use breaks torch.compile.
+    flash = False if keras.backend.backend() == "torch" else None
+    x = ops.dot_product_attention(
+        q, k, v, bias=bias, mask=attention_mask, scale=1.0, flash_attention=flash
+    )
     return ops.transpose(x, (0, 2, 1, 3))
 
 

@@ -51,7 +51,7 @@ def planned(
 def _failed(pictures, shards):
     """For each part with errors, its pictures to try again."""
     numbers = {path: number for number, paths in shards.errors().items() for path in paths}
-    parts: dict[int, Part] = {}
+    parts = {}
     for picture in pictures:
         if (number := numbers.get(picture.path)) is not None:
             parts.setdefault(number, Part(number, [])).pictures.append(picture)
