@@ -11,7 +11,7 @@ from test_cli import PRESET, fails, needs_tensorflow, pictures
 from test_cli_finetune import TINY, eager, tune
 
 from keras_vit import from_preset, preset_info, train
-from keras_vit.train import pretraining
+from keras_vit.train import masking, pretraining
 from keras_vit_command import run as main
 from keras_vit_command.parser import PRETRAINING, RECIPES, frozen, parser
 from keras_vit_command.unfinished import Keeper, Patience
@@ -164,12 +164,12 @@ def test_probe(pictures, tmp_path, capsys):
 def test_pretrain(pictures, tmp_path, capsys, monkeypatch):
     options = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
     monkeypatch.setitem(pretraining.METHODS, "mae", lambda *given: train.MAE(*given, **options))
-    original = pretraining.Pretraining.compile
+    original = masking.Pretraining.compile
 
     def compile(self, *given, **more):
         original(self, *given, **{**more, "run_eagerly": keras.backend.backend() == "tensorflow"})
 
-    monkeypatch.setattr(pretraining.Pretraining, "compile", compile)
+    monkeypatch.setattr(masking.Pretraining, "compile", compile)
     words = ["pretrain", pictures, "--preset", TINY["path"], "--output", tmp_path / "m"]
     words += ["--epochs", 1, "--batch-size", 15]
     assert main([str(word) for word in words]) == 0

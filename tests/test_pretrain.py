@@ -11,7 +11,7 @@ from tiny_models import classifier
 
 from keras_vit import MLPMixer, ViT, train
 from keras_vit.layers.positions import sincos
-from keras_vit.train import pretraining as methods
+from keras_vit.train import masking
 
 IMAGES = coloured(6)[0]
 SMALL = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -23,7 +23,7 @@ def eager(monkeypatch):
     """Train step by step: making a graph takes longer than these few steps."""
     if keras.backend.backend() == "tensorflow":
         compile = functools.partialmethod(keras.Model.compile, run_eagerly=True)
-        monkeypatch.setattr(methods.Pretraining, "compile", compile)
+        monkeypatch.setattr(masking.Pretraining, "compile", compile)
 
 
 def model(cls, **options):

@@ -13,13 +13,16 @@ from keras_vit.train.evaluation import (
 )
 from keras_vit.train.folder import Folder, fault, read_folder, read_parts, split_labels
 from keras_vit.train.freezing import freeze
+from keras_vit.train.mae import MAE
+from keras_vit.train.masked_patches import MaskedPatches
 from keras_vit.train.optimizers import Average, LayerwiseAdamW, LayerwiseSGD, optimizer
-from keras_vit.train.pretraining import MAE, MaskedPatches, SimMIM, pretrain
+from keras_vit.train.pretraining import pretrain
 from keras_vit.train.probing import Probe, probe, probe_figure
 from keras_vit.train.recipe import adamw, fast, finetune, jit_compile
 from keras_vit.train.recipes import RECIPES, Recipe
 from keras_vit.train.resume import Resume, load_state, read_state, save_state
 from keras_vit.train.show import show_batch, show_reconstruction
+from keras_vit.train.simmim import SimMIM
 
 __all__ = [
     "Augmentation",

@@ -9,9 +9,10 @@ from numpy.typing import ArrayLike
 from keras_vit.explain import matplotlib_figure
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.train.batches import TrainingBatches
-from keras_vit.train.pretraining import MAE, SimMIM
+from keras_vit.train.mae import MAE
 from keras_vit.train.recipes import Recipe
 from keras_vit.train.recipes import recipe as named
+from keras_vit.train.simmim import SimMIM
 from keras_vit.types import ImageSet
 
 if TYPE_CHECKING:
