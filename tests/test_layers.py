@@ -463,7 +463,10 @@ def test_windows_and_grids_of_a_map_and_back(window):
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.compile is PyTorch's")
 @pytest.mark.parametrize(
     ("family", "training"),
-    [("ViT", False), ("ViT", True), ("HybridViT", False), ("MLPMixer", False), ("ConvNeXt", False)],
+    [
+        ("ViT", True),
+        *((name, False) for name in ("ViT", "HybridViT", "MLPMixer", "ConvNeXt", "EVA", "BEiT")),
+    ],
 )
 def test_torch_compiles_a_model_as_one_graph(family, training):
     import torch

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import keras
+import numpy as np
 
 from keras_vit.layers.lora import adapted_layers, config_of, enable
 from keras_vit.types import Shape
@@ -17,6 +18,12 @@ T = TypeVar("T")
 def register(cls: type[T]) -> type[T]:
     """Register a class for serialization as `keras_vit>Name`."""
     return keras.saving.register_keras_serializable("keras_vit")(cls)
+
+
+def arrays() -> Any:
+    """What computes constants in `call`: numpy, whose results are constants of the graph; on torch
+    keras.ops, because torch.compile breaks the graph at numpy's."""
+    return keras.ops if keras.backend.backend() == "torch" else np
 
 
 def arguments(function: Callable) -> dict[str, Any]:

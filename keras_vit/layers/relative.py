@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_vit.layers.attention import Attention, tokens
-from keras_vit.layers.base import Layer, initial, register
+from keras_vit.layers.base import Layer, arrays, initial, register
 from keras_vit.layers.lora import Dense
 from keras_vit.layers.mlp import as_matrix
 from keras_vit.types import Shape, Tensor
@@ -27,11 +27,16 @@ def spread(table: Tensor, window: Sequence[int], sign: int = 1) -> Tensor:
         sign: 1, or -1 if the table has keys minus queries.
     """
     (h, w), heads = window, table.shape[0]
-    down, across = (sign * (np.arange(n)[:, None] - np.arange(n)) + n - 1 for n in window)
-    table = ops.take(table, across.ravel().astype("int32"), axis=2)
+    xp = arrays()
+    down, across = (
+        sign * (xp.arange(n, dtype="int32")[:, None] - xp.arange(n, dtype="int32")) + n - 1
+        for n in window
+    )
+    table = ops.take(table, xp.reshape(across, -1), axis=2)
     table = ops.reshape(table, (heads, (2 * h - 1) * w, w))  # (distance of rows, query's column)
-    rows = down[:, None] * w + np.arange(w)[None, :, None]  # (query's row and column, key's row)
-    table = ops.take(table, rows.ravel().astype("int32"), axis=1)
+    columns = xp.arange(w, dtype="int32")[None, :, None]
+    rows = down[:, None] * w + columns  # (query's row and column, key's row)
+    table = ops.take(table, xp.reshape(rows, -1), axis=1)
     return ops.reshape(table, (1, heads, h * w, h * w))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from keras_vit.layers.attention import Attention, softmax_scores, split_heads
-from keras_vit.layers.base import Layer, arguments, register
+from keras_vit.layers.base import Layer, arguments, arrays, register
 from keras_vit.layers.mlp import as_matrix
 from keras_vit.layers.patches import pair
 from keras_vit.types import Shape, Size, Tensor
@@ -112,10 +112,10 @@ class RotaryEmbedding(Layer):
             [ops.concatenate([size * f(t) for t in turns], axis=-1) for f in (ops.cos, ops.sin)]
         )
 
-    def axial_freqs(self) -> np.ndarray:
-        """rope_temperature^(-j / (d / 4)), `(d / 4,)`."""
+    def axial_freqs(self) -> list[float]:
+        """rope_temperature^(-j / (d / 4)), d / 4 numbers."""
         count = self.head_width // 4
-        return self.rope_temperature ** (-np.arange(count) / count)
+        return [self.rope_temperature ** (-j / count) for j in range(count)]
 
     def compute_output_spec(self, images: Tensor) -> list[keras.KerasTensor]:
         rows, columns = (s and s // self.patch_size for s in images.shape[1:3])
@@ -150,7 +150,7 @@ class RotaryEmbedding(Layer):
         sizes = zip(images.shape[1:3], ops.shape(images)[1:3], strict=True)
         rows, columns = ((d if s is None else s) // self.patch_size for s, d in sizes)
         known = isinstance(rows, int) and isinstance(columns, int)
-        xp: Any = np if known else ops  # numpy makes a constant of the graph
+        xp = arrays() if known else ops
         first, second = self.positions(rows, columns, xp)
         if self.mixed:
             first, second = (ops.cast(x, "float32") for x in (first, second))
@@ -165,7 +165,7 @@ class RotaryEmbedding(Layer):
 
 def _real(x, xp):
     """As float64 in numpy, or as a float32 tensor."""
-    return np.asarray(x, "float64") if xp is np else ops.cast(x, "float32")
+    return np.asarray(x, "float64") if xp is np else ops.convert_to_tensor(x, "float32")
 
 
 def table(angles: Any, xp: Any) -> Tensor:
