@@ -108,6 +108,73 @@ def test_predict_without_it_reads_the_variables(model):
     np.testing.assert_allclose(model.predict(X, verbose=0), predict(model), atol=1e-5)
 
 
+def shifted(model):
+    """Plain `predict` after a change; the model's own values."""
+    model.heads[0].bias.assign_add(np.full(7, 100))
+    x = model.preprocessor.image_converter(X)
+    return model.predict(X, verbose=0), keras.ops.convert_to_numpy(model(x))
+
+
+def in_a_callback(model):
+    found = []
+
+    def end(batch, logs):
+        found.extend([*shifted(model), model.predict_on_batch(X)])
+
+    predict(model, callbacks=[keras.callbacks.LambdaCallback(on_predict_batch_end=end)])
+    np.testing.assert_allclose(found[2], found[1], rtol=1e-5)
+    return found[:2]
+
+
+def in_a_generator(model):
+    found = []
+
+    def batches():
+        found.extend(shifted(model))
+        while True:
+            yield X
+
+    predict(model, batches(), steps=1)
+    return found
+
+
+def in_a_thread(model):
+    import concurrent.futures
+
+    found = []
+
+    def end(batch, logs):
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            found.extend(pool.submit(shifted, model).result())
+
+    predict(model, callbacks=[keras.callbacks.LambdaCallback(on_predict_batch_end=end)])
+    return found
+
+
+@pytest.mark.parametrize("place", [in_a_callback, in_a_generator, in_a_thread])
+def test_predict_in_the_midst_of_one_with_constants(place, model):
+    np.testing.assert_allclose(*place(model), rtol=1e-5)
+    assert type(model.predict_function).__name__ == "Function"  # TensorFlow's
+
+
+def test_compile_makes_a_new_graph(model):
+    predict(model)
+    for layer in model.backbone._flatten_layers():
+        if isinstance(layer, keras.layers.LayerNormalization):
+            layer.epsilon = 10.0
+    model.compile()
+    np.testing.assert_allclose(predict(model), model.predict(X, verbose=0), atol=1e-5)
+
+
+def test_the_arguments_are_those_of_keras(model):
+    import inspect
+
+    own = inspect.signature(type(model).predict).parameters
+    theirs = inspect.signature(keras.Model.predict).parameters
+    assert list(own)[: len(theirs)] == list(theirs)
+    assert own["constant_weights"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
 def test_the_variables_keep_their_values_and_their_type():
     model = classifier(dtype="bfloat16")
     before = model.get_weights()
@@ -182,7 +249,7 @@ def test_what_cannot_be(model, monkeypatch):
         predict(model)
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(RuntimeError, match="KERAS_BACKEND=tensorflow"):
-        with constant_weights.weights_in_graph(model):
+        with constant_weights.weights_in_graph(model, True):
             pass
 
 

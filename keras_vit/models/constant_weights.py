@@ -1,6 +1,7 @@
 """`predict` with the weights as constants of TensorFlow's graph."""
 
 import contextlib
+import contextvars
 import gc
 from collections.abc import Iterator
 from typing import Any
@@ -73,29 +74,43 @@ def equal(a: np.ndarray, b: np.ndarray) -> bool:
     return a.ctypes.data == b.ctypes.data or np.array_equal(a, b)
 
 
+# What the `predict` that runs computes with: a model and its constants. A callback, a generator or
+# another thread that predicts meanwhile is asked for its own.
+_used: contextvars.ContextVar[tuple[Any, ConstantWeights] | None]
+_used = contextvars.ContextVar("constant_weights", default=None)
+
+
 @contextlib.contextmanager
-def weights_in_graph(model: Any) -> Iterator[None]:
-    """Let `model.predict` use constants, which are made anew if the weights have changed.
+def weights_in_graph(model: Any, wanted: bool) -> Iterator[None]:
+    """Let the `predict` of a model that runs here use constants, which are made anew if the weights
+    have changed; or, in the midst of one that does, the variables.
 
     Raises:
         RuntimeError: another backend, several replicas or `run_eagerly`.
         ValueError: more than 2 GB of weights.
     """
+    token = _used.set((model, _constants(model)) if wanted else None)
+    try:
+        yield
+    finally:
+        _used.reset(token)
+
+
+def in_use(model: Any) -> ConstantWeights | None:
+    """The constants that a `predict` of this model is to use here."""
+    used = _used.get()
+    return used[1] if used is not None and used[0] is model else None
+
+
+def _constants(model: Any) -> ConstantWeights:
     check(model)
+    model.make_predict_function()  # `compile` takes it away, and the constants with it
     constants = model.constant_weights
     if constants is None or not constants.current(model):
         constants = model.constant_weights = None
         gc.collect()  # the graph of the former weights refers to itself
         constants = model.constant_weights = ConstantWeights(model)
-    usual = model.predict_function
-    if usual is None or isinstance(usual, ConstantWeights):  # of another thread
-        model.make_predict_function(force=True)
-        usual = model.predict_function
-    model.predict_function = constants
-    try:
-        yield
-    finally:
-        model.predict_function = usual
+    return constants
 
 
 def check(model: Any) -> None:

@@ -1,6 +1,5 @@
 """Training and prediction on raw images: the preprocessor is applied first."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from keras_vit.arrays import split_arrays
 from keras_vit.images import is_one
 from keras_vit.labels import top_labels
 from keras_vit.models.activation import apply
-from keras_vit.models.constant_weights import ConstantWeights, weights_in_graph
+from keras_vit.models.constant_weights import ConstantWeights, in_use, weights_in_graph
 from keras_vit.types import Images, Tensor
 
 
@@ -118,20 +117,40 @@ class ImageTrainer:
         self,
         x: Any,
         batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+        *,
         constant_weights: bool = False,
-        **kwargs: Any,
     ) -> np.ndarray:
         """Logits `(B, num_classes)`, float32, of raw images: as `keras.Model.predict`.
 
         Args:
             x, batch_size: as in `fit`.
+            verbose, steps, callbacks: as in `keras.Model.predict`.
             constant_weights: compile the weights into the graph, for thousands of pictures on a
                 CPU (TensorFlow). It takes seconds and several times the memory of the weights,
                 once; and again after they have changed.
         """
         x = data.feed(data.batches(self._preprocess(), x, batch_size=batch_size))
-        with weights_in_graph(self) if constant_weights else contextlib.nullcontext():
-            return keras.Model.predict(self, x, **kwargs)
+        with weights_in_graph(self, constant_weights):
+            options = {"verbose": verbose, "steps": steps, "callbacks": callbacks}
+            return keras.Model.predict(self, x, **options)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        with weights_in_graph(self, False):
+            return super().predict_on_batch(x)  # type: ignore[misc]
+
+    @property
+    def predict_function(self) -> Any:
+        """What Keras' `predict` calls with batches."""
+        return in_use(self) or self._predict_function
+
+    @predict_function.setter
+    def predict_function(self, function: Any) -> None:
+        self._predict_function = function
+        if function is None:  # `compile` says that the graph is no longer true
+            self.constant_weights = None
 
     def _preprocess(self):
         """The function that preprocesses a batch; None without a preprocessor."""
