@@ -188,7 +188,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def test_urls_in_a_parquet_file(model, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources.time, "sleep", lambda _: None)
+    monkeypatch.setattr(sources, "PAUSE", 0)
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), lambda *args: Quiet(*args, directory=folder)
     )
@@ -207,6 +207,64 @@ def test_urls_in_a_parquet_file(model, folder, tmp_path, monkeypatch):
     assert (done.pictures, done.broken) == (4, 2)
     errors = dict(done.examples)
     assert "404" in errors[names[1]] and "cannot be downloaded" in errors[names[2]]
+
+
+class Unsteady(Quiet):
+    """Each file is first sent by half, in one way or the other."""
+
+    asked: dict[str, int] = {}
+
+    def do_GET(self):
+        count = self.asked[self.path] = self.asked.get(self.path, 0) + 1
+        if count > 1 and "never" not in self.path:
+            return super().do_GET()
+        data = pathlib.Path(self.translate_path(self.path)).read_bytes()
+        self.send_response(200)
+        if "2.png" in self.path:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n" % len(data) + data[: len(data) // 2])
+        else:
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
+        self.close_connection = True
+
+
+def test_downloads_that_are_cut_off_and_urls_with_spaces(model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PAUSE", 0)
+    (folder / "rose/2.png").rename(folder / "rose/größe 2.png")
+    draw(folder / "never.png", 3)
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *args: Unsteady(*args, directory=folder)
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host = f"http://127.0.0.1:{server.server_port}"
+    names = ("rose/1.png", "rose/größe 2.png", "rose/gr%C3%B6%C3%9Fe%202.png", "never.png")
+    try:
+        done = scale.embed(model, [f"{host}/{name}" for name in names], tmp_path / "out")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert dict(done.examples) == {
+        f"{host}/never.png": f"{host}/never.png cannot be downloaded: the answer is cut off"
+    }
+    assert Unsteady.asked["/never.png"] == sources.TRIES
+
+
+def test_nobody_asks_a_server_again_when_all_is_stopped(monkeypatch):
+    tries = []
+
+    def refuse(*_, **__):
+        tries.append(1)
+        raise OSError("no")
+
+    monkeypatch.setattr(sources.urllib.request, "urlopen", refuse)
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(OSError, match="stopped"):
+        sources.Picture("http://a/1.png", "http://a/1.png").read(stopped)
+    assert len(tries) == 1
 
 
 def test_what_a_parquet_file_must_have(model, folder, tmp_path):
@@ -291,7 +349,9 @@ def test_errors_are_tried_again(what, model, folder, tmp_path):
     assert (again.before, again.broken) == (5, 1)  # still broken
     draw(broken, 9)
     draw(folder / "aster/1.png", 10)
-    assert scale.embed(model, folder, out, what, part_size=4).before == 6  # left as it is
+    done = scale.embed(model, folder, out, what, part_size=4)
+    assert (done.before, done.broken) == (6, 1)  # left as it is
+    assert [path for path, _ in done.examples] == ["rose/broken.png"]
     assert table(out)["error"].null_count == 6
     done = scale.embed(model, folder, out, what, part_size=4, retry_errors=True)
     assert (done.before, done.broken) == (6, 0)
@@ -301,6 +361,21 @@ def test_errors_are_tried_again(what, model, folder, tmp_path):
     scale.embed(model, folder, tmp_path / "whole", what, part_size=4)
     found, whole = table(out).drop(["path"]), table(tmp_path / "whole").drop(["path"])
     assert found.equals(whole)
+
+
+def test_a_part_that_pandas_has_written(model, folder, tmp_path):
+    out = tmp_path / "out"
+    scale.embed(model, folder, out)
+    before, (part,) = table(out), out.glob("part-*")
+    lists = before.set_column(1, "embedding", before["embedding"].cast(pa.list_(pa.float32())))
+    paths = lists["path"].cast(pa.large_string())
+    pq.write_table(lists.set_column(0, "path", paths).replace_schema_metadata(), part)
+    found = scale.search(out, folder / "rose/1.png", 2, model)
+    assert found[0].path == "rose/1.png"
+    draw(folder / "rose/broken.png", 9)
+    assert scale.embed(model, folder, out, retry_errors=True).broken == 0
+    assert table(out).schema.equals(before.schema)
+    assert len(values(out)) == 6
 
 
 def test_another_model_or_kind_is_refused(model, folder, tmp_path):
@@ -367,9 +442,15 @@ def test_two_processes_do_not_write_to_one_folder(model, folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"what": "logits"}, "what must be"), ({"dtype": "int8"}, "dtype must be")],
+    [
+        ({"what": "logits"}, "what must be"),
+        ({"dtype": "int8"}, "dtype must be"),
+        *(({field: 0}, field) for field in ("batch_size", "top", "part_size", "workers")),
+        ({"part_size": -1}, "part_size must be"),
+        ({"batch_size": "8"}, "batch_size must be"),
+    ],
 )
-def test_unknown_words(options, said, model, folder, tmp_path):
+def test_arguments_that_cannot_be(options, said, model, folder, tmp_path):
     with pytest.raises(ValueError, match=said):
         scale.embed(model, folder, tmp_path / "out", **options)
 
@@ -386,9 +467,9 @@ def test_pictures_are_read_ahead_but_not_all(folder):
     opened, converter = [], tiny.classifier().preprocessor.image_converter
 
     class Counted(sources.Picture):
-        def read(self):
+        def read(self, stopped=None):
             opened.append(self.path)
-            return super().read()
+            return super().read(stopped)
 
     one = Counted("1", str(folder / "rose/1.png"))
     stream = reading.decoded([one] * 50, converter, threads=2, ahead=8)
@@ -439,8 +520,25 @@ def test_a_sheet_of_what_is_found(model, folder, tmp_path):
     assert [len(axis.images) for axis in figure.axes] == [1] * 6 + [0, 0]
     figure.savefig(tmp_path / "sheet.png")
     (tmp_path / "some.tar").unlink()
-    with pytest.raises(FileNotFoundError):
-        scale.sheet(tmp_path / "out", folder / "tulip/2.png", found)
+    figure = scale.sheet(tmp_path / "out", folder / "tulip/2.png", found)
+    assert [len(axis.images) for axis in figure.axes] == [1] + [0] * 7  # empty fields
+
+
+def test_members_of_archives_by_their_whole_path(model, tmp_path):
+    draw(tmp_path / "a.png", 1)
+    draw(tmp_path / "x/a.png", 2)
+    source = tmp_path / "my.tar"  # a folder
+    source.mkdir()
+    with tarfile.open(source / "b.tar", "w") as archive:
+        archive.add(tmp_path / "x/a.png", "x/a.png")
+        archive.add(tmp_path / "a.png", "a.png")
+    scale.embed(model, source, tmp_path / "out")
+    paths = ["b.tar/a.png", "b.tar/x/a.png", "b.tar/gone.png"]
+    first, second, gone = nearest.located(tmp_path / "out", paths)
+    assert first.read() == (tmp_path / "a.png").read_bytes()
+    assert second.read() == (tmp_path / "x/a.png").read_bytes()
+    with pytest.raises(OSError):
+        gone.read()
 
 
 def test_what_search_refuses(model, folder, tmp_path):
@@ -457,6 +555,9 @@ def test_what_search_refuses(model, folder, tmp_path):
         scale.search(tmp_path / "out", picture, model=tiny.classifier(num_classes=3))
     with pytest.raises(ValueError, match="not a picture"):
         scale.search(tmp_path / "out", folder / "rose/broken.png", model=model)
+    for top in (0, -1, "2"):
+        with pytest.raises(ValueError, match="top must be"):
+            scale.search(tmp_path / "out", picture, top, model)
 
 
 # --- The command ---
@@ -472,9 +573,9 @@ def test_embed_and_search_as_commands(folder, tmp_path, capsys):
     assert "rose/broken.png" in said.err
     assert main([*words, "--image-size", "32x48", "--retry-errors"]) == 2  # it still is
     assert "5 had theirs before." in capsys.readouterr().out
-    assert main([*words, "--image-size", "32x48", "--json"]) == 0
+    assert main([*words, "--image-size", "32x48", "--json"]) == 2
     found = json.loads(capsys.readouterr().out)
-    assert (found["pictures"], found["before"], found["broken"]) == (6, 6, 0)
+    assert (found["pictures"], found["before"], found["broken"]) == (6, 6, 1)
     assert main(words) == 2  # another size
     assert "Choose another folder, or delete this one." in capsys.readouterr().err
     words = ["search", str(tmp_path / "out"), str(folder / "tulip/1.png"), "--top", "3"]

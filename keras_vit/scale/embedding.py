@@ -3,18 +3,19 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_vit import atomic
+from keras_vit.checks import count
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.scale.arrow import pyarrow
 from keras_vit.scale.outputs import Output, fingerprint
-from keras_vit.scale.parts import LISTED, Done, planned, write_parts
+from keras_vit.scale.parts import LISTED, Done, Part, planned, write_parts
 from keras_vit.scale.shards import LOCK, Manifest, Shards, prepared
-from keras_vit.scale.sources import Source, find
+from keras_vit.scale.sources import Picture, Source, find
 from keras_vit.types import Path, Progress
 from keras_vit.zoo import from_preset
 
@@ -32,7 +33,8 @@ class Embedded:
         folder: with the Parquet files.
         pictures: that the source has.
         before: how many of them had a row already, which was left as it is.
-        broken: how many rows of this run have an error in place of a value.
+        broken: how many of the source's pictures have an error in place of a value, also from
+            earlier runs.
         examples: the first of these as (path, error).
     """
 
@@ -90,12 +92,17 @@ def embed(
         progress: a function of (iterable of parts, how many) that yields them and shows progress.
 
     Raises:
-        ValueError: there is no picture; `out` holds embeddings of another model, source or kind.
+        ValueError: there is no picture; `out` holds embeddings of another model, source or kind; a
+            number is not positive.
         OSError: `out` cannot be written to, or the disk is full. What is complete stays.
         BlockingIOError: another process writes to `out`.
         ImportError: pyarrow or Ray is not installed.
     """
     pyarrow()  # raises now, not after the work
+    given = {"batch_size": batch_size, "top": top, "part_size": part_size}
+    for field, value in (given | {"workers": workers, "threads": threads}).items():
+        if value is not None:
+            count(value, field, 1)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}. Received: {dtype!r}")
     sources = find(source, column)
@@ -118,6 +125,7 @@ def embed(
     with _opened(out, manifest) as shards:
         size = part_size or _part_size(manifest, len(sources.pictures), workers or 1)
         parts = planned(sources.pictures, shards, size, retry_errors)
+        errors = _left(sources.pictures, parts, shards)
         if workers is None:
             results = write_parts(parts, output, shards, threads)
         else:
@@ -128,8 +136,8 @@ def embed(
         with contextlib.closing(results):  # its threads, or Ray, end even if the progress fails
             done = _collected(progress(results, len(parts)) if progress else results, parts)
     before = len(sources.pictures) - sum(len(part.pictures) for part in parts)
-    examples = [example for one in done for example in one.examples][:LISTED]
-    broken = sum(one.broken for one in done)
+    examples = [*(example for one in done for example in one.examples), *errors][:LISTED]
+    broken = len(errors) + sum(one.broken for one in done)
     return Embedded(pathlib.Path(out), len(sources.pictures), before, broken, examples)
 
 
@@ -149,6 +157,13 @@ def _opened(out: Path, manifest: Manifest) -> Iterator[Shards]:
                 (folder / LOCK).unlink(missing_ok=True)
 
 
+def _left(pictures: Sequence[Picture], parts: list[Part], shards: Shards) -> list[tuple[str, str]]:
+    """(path, error) of the pictures with an error that these parts do not try again."""
+    again = {picture.path for part in parts for picture in part.pictures}
+    left = {picture.path for picture in pictures} - again
+    return [(path, why) for path, (_, why) in shards.errors().items() if path in left]
+
+
 def _collected(results: Iterable[Done], parts: list) -> list[Done]:
     """All results; if something stops them, its error says how to continue."""
     done: list[Done] = []
@@ -156,7 +171,7 @@ def _collected(results: Iterable[Done], parts: list) -> list[Done]:
         for one in results:
             done.append(one)
     except BaseException as error:
-        text = f"{len(done)} of {len(parts)} parts are complete: run it again to continue."
+        text = f"{len(done)} of {len(parts)} parts are complete: run the same again to continue."
         error.add_note(text)
         raise
     if len(done) < len(parts):

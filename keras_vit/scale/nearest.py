@@ -1,13 +1,16 @@
 """The pictures that are nearest to one, among those that `embed` has embedded."""
 
+import contextlib
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from keras_vit.checks import count
 from keras_vit.explain import matplotlib_figure
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.pixels import open_image
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 4  # of a sheet
+MOST = 10_000  # pictures that are found
 SIDE = 256  # pixels, the longer edge of a picture on it
 
 
@@ -47,8 +51,10 @@ def search(
 
     Raises:
         FileNotFoundError: `folder` is none of `embed`.
-        ValueError: it holds tokens or classes; the model is another; `picture` cannot be read.
+        ValueError: it holds tokens or classes; the model is another; `picture` cannot be read;
+            `top` is not positive.
     """
+    count(top, "top", 1, MOST)
     shards = Shards(folder)
     manifest = shards.manifest
     if manifest.what != "features":
@@ -118,18 +124,22 @@ def most_similar(queries: np.ndarray, x: np.ndarray, top: int) -> tuple[np.ndarr
 
 
 def located(folder: Path, paths: Sequence[str]) -> Iterator[Picture]:
-    """The pictures of rows, to be read; those in `.tar` files, too."""
+    """The pictures of rows, to be read; those in `.tar` files, too. What is no longer there cannot
+    be read: an OSError."""
     root = Shards(folder).manifest.root
     for path in paths:
-        if path.startswith(SCHEMES):
-            yield Picture(path, path)
-        elif ".tar/" in path:
-            name = path[: path.index(".tar/") + 4]
-            members = find([os.path.join(root, name)]).pictures
-            inside = path[len(name) :]
-            yield next(p for p in members if p.path.endswith(inside))._replace(path=path)
-        else:
-            yield Picture(path, os.path.join(root, path))
+        place = path if path.startswith(SCHEMES) else os.path.join(root, path)
+        yield (_member(place) or Picture(path, place))._replace(path=path)
+
+
+def _member(place: str) -> Picture | None:
+    """The picture at `folder/some.tar/member`; None if there is no such archive or member."""
+    for end in (match.end() - 1 for match in re.finditer(r"\.tar/", place)):
+        if os.path.isfile(place[:end]):
+            with contextlib.suppress(ValueError):  # it is no archive any more
+                members = find([place[:end]]).pictures
+                return next((picture for picture in members if picture.path == place), None)
+    return None
 
 
 def sheet(folder: Path, picture: Path, found: Sequence[Match]) -> "Figure":

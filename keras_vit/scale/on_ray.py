@@ -62,12 +62,13 @@ def write_parts(
             Worker,
             fn_constructor_args=(parcel, str(shards.folder.resolve()), settings, cpus),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=settings.workers),
+            compute=ray.data.ActorPoolStrategy(size=min(settings.workers, len(parts))),
             # A worker that took whole processors would leave none for Ray Data's own tasks, which
             # then waits for ever, in silence.
             num_cpus=min(1.0, 0.5 * cpus / settings.workers),
             num_gpus=min(1.0, gpus / settings.workers) if gpus else None,
-            ray_remote_args_fn=_limits,
+            max_restarts=RETRIES,  # Ray Data itself would restart a worker for ever
+            max_task_retries=RETRIES,
         )
         try:
             for row in done.iter_rows():
@@ -84,11 +85,6 @@ def _failure(error: Any) -> Exception:
     if isinstance(cause, OSError):
         return cause
     return RuntimeError(f"A worker of Ray failed: {str(cause).strip().splitlines()[0]}")
-
-
-def _limits() -> dict[str, int]:
-    """Ray Data itself would restart a worker for ever."""
-    return {"max_restarts": RETRIES, "max_task_retries": RETRIES}
 
 
 class Worker:

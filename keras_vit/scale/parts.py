@@ -48,12 +48,13 @@ def planned(
     return [*_failed(pictures, shards), *parts] if retry_errors else parts
 
 
-def _failed(pictures, shards):
+def _failed(pictures: Sequence[Picture], shards: Shards) -> list[Part]:
     """For each part with errors, its pictures to try again."""
-    numbers = {path: number for number, paths in shards.errors().items() for path in paths}
-    parts = {}
+    errors = shards.errors()
+    parts: dict[int, Part] = {}
     for picture in pictures:
-        if (number := numbers.get(picture.path)) is not None:
+        if picture.path in errors:
+            number, _ = errors[picture.path]
             parts.setdefault(number, Part(number, [])).pictures.append(picture)
     return list(parts.values())
 

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import os
+import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -28,10 +29,12 @@ def threads_for(pictures: Sequence[Picture]) -> int:
     return max(FOR_URLS if distant else 1, processors())
 
 
-def decode(picture: Picture, converter: ImageConverter) -> np.ndarray | str:
+def decode(
+    picture: Picture, converter: ImageConverter, stopped: threading.Event | None = None
+) -> np.ndarray | str:
     """The model's input `(H, W, C)`, float32; or why there is none, in words."""
     try:
-        image = open_image(picture.opened(), len(converter.mean))
+        image = open_image(picture.opened(stopped), len(converter.mean))
         return np.asarray(converter.call(image))
     except Exception as error:  # whatever a picture does: the others must not suffer
         return str(error) or type(error).__name__
@@ -50,12 +53,14 @@ def decoded(
     """
     pool = concurrent.futures.ThreadPoolExecutor(threads, "keras_vit_decode")
     waiting: collections.deque = collections.deque()
+    stopped = threading.Event()
     try:
         for picture in pictures:
-            waiting.append(pool.submit(decode, picture, converter))
+            waiting.append(pool.submit(decode, picture, converter, stopped))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
+        stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)

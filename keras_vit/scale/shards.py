@@ -91,14 +91,13 @@ class Shards:
         """The paths of all rows."""
         return {path for part in self.parts().values() for path in column(part, "path")}
 
-    def errors(self) -> dict[int, set[str]]:
-        """The paths of rows with an error, by part; only parts that have such rows."""
-        found = {}
+    def errors(self) -> dict[str, tuple[int, str]]:
+        """Rows without a value: {path: (number of its part, error)}."""
+        found: dict[str, tuple[int, str]] = {}
         for number, part in self.parts().items():
             read = _read(part, ["path", "error"])
             pairs = zip(read["path"].to_pylist(), read["error"].to_pylist(), strict=True)
-            if paths := {path for path, error in pairs if error is not None}:
-                found[number] = paths
+            found |= {path: (number, error) for path, error in pairs if error is not None}
         return found
 
     def write(self, number: int, rows: Sequence[Row]) -> None:
@@ -164,7 +163,8 @@ def _replaced(old, new):
     places = {path: i for i, path in enumerate(new["path"].to_pylist())}
     kept = range(len(new), len(new) + len(old))
     order = map(places.get, old["path"].to_pylist(), kept)
-    return pa.concat_tables([new, old]).take(list(order))
+    same = old.cast(new.schema)  # another program may have written it
+    return pa.concat_tables([new, same]).take(list(order))
 
 
 def _vectors(manifest, rows):
@@ -193,10 +193,10 @@ def column(part: pathlib.Path, name: str) -> list[Any]:
 def embeddings(part: pathlib.Path) -> tuple[list[str], np.ndarray]:
     """The paths and embeddings, `(B, D)` as stored, of a part's rows without an error."""
     read = _read(part, ["path", "embedding", "error"])
-    width = read.schema.field("embedding").type.list_size
-    flat = read["embedding"].combine_chunks().flatten()  # without the nulls
+    rows = read["embedding"].combine_chunks().drop_null()  # pandas writes lists of any size
+    flat = rows.flatten().to_numpy(zero_copy_only=False)
     pairs = zip(read["path"].to_pylist(), read["error"].to_pylist(), strict=True)
-    vectors = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
+    vectors = flat.reshape(len(rows), len(flat) // max(1, len(rows)))
     return [path for path, error in pairs if error is None], vectors
 
 

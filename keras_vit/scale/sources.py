@@ -1,12 +1,15 @@
 """Where pictures come from: folders, lists, WebDataset shards, Parquet files of paths or URLs."""
 
 import glob
+import http.client
 import io
 import os
 import pathlib
+import string
 import tarfile
-import time
+import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +25,7 @@ SCHEMES = ("http://", "https://")
 COLUMNS = ("path", "url", "image_url", "file_name", "image")  # that a Parquet file may have
 TIMEOUT = 20  # seconds without an answer
 TRIES = 3
+PAUSE = 0.5  # seconds after the first failure
 LARGEST = 1 << 28  # bytes of a download
 
 
@@ -39,15 +43,18 @@ class Picture(NamedTuple):
     start: int = 0
     size: int = -1
 
-    def read(self) -> bytes:
+    def read(self, stopped: threading.Event | None = None) -> bytes:
         """Its bytes.
+
+        Args:
+            stopped: once set, a server is not asked again.
 
         Raises:
             OSError: there is no such file, or no answer from the server.
             ValueError: the archive ends before the picture does.
         """
         if self.place.startswith(SCHEMES):
-            return _download(self.place)
+            return _download(self.place, stopped or threading.Event())
         with open(self.place, "rb") as file:
             file.seek(self.start)
             data = file.read(self.size)
@@ -55,9 +62,9 @@ class Picture(NamedTuple):
             raise ValueError(f"{self.path!r} is cut off after {len(data)} of {self.size} bytes.")
         return data
 
-    def opened(self) -> io.BytesIO:
-        """Its bytes as a file, which errors call by its path."""
-        return _Named(self.read(), self.path)
+    def opened(self, stopped: threading.Event | None = None) -> io.BytesIO:
+        """As `read`, as a file, which errors call by its path."""
+        return _Named(self.read(stopped), self.path)
 
 
 class Pictures(NamedTuple):
@@ -190,24 +197,29 @@ def _text(path: object) -> str:
     return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
 
 
-def _download(url: str) -> bytes:
+def _download(url: str, stopped: threading.Event) -> bytes:
     """What a server answers; after three failures, or if it refuses, an OSError."""
-    request = urllib.request.Request(url, headers={"User-Agent": f"keras-vit/{__version__}"})
+    plain = urllib.parse.quote(url, safe=string.punctuation)  # spaces and letters with accents
+    request = urllib.request.Request(plain, headers={"User-Agent": f"keras-vit/{__version__}"})
     for trial in range(TRIES):
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                 data = answer.read(LARGEST + 1)
+                if answer.length and len(data) <= LARGEST:
+                    raise http.client.IncompleteRead(data, answer.length)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code < 500 or trial == TRIES - 1:
                 raise OSError(f"{url}: the server answers {error.code} {error.reason}") from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             if trial == TRIES - 1:
-                why = getattr(error, "reason", error)
+                incomplete = isinstance(error, http.client.IncompleteRead)
+                why = "the answer is cut off" if incomplete else getattr(error, "reason", error)
                 raise OSError(f"{url} cannot be downloaded: {why}") from None
         else:
             if len(data) > LARGEST:
                 raise OSError(f"{url} has more than {LARGEST >> 20} MiB.")
             return data
-        time.sleep(0.5 * 2**trial)
-    raise AssertionError
+        if stopped.wait(PAUSE * 2**trial):
+            break
+    raise OSError(f"{url}: stopped before it could be downloaded")
