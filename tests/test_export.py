@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import rich.console
 import tiny_models
+from PIL import Image
 from tiny_models import classifier, full_disk, softmax
 
 from keras_vit import atomic
 from keras_vit.export import (
+    FileClassifier,
     benchmark,
     common,
     compare,
@@ -58,6 +60,35 @@ def test_comparison_of_a_tflite_file(model, pictures, tmp_path):
     assert console.file.getvalue().rstrip() == text
 
 
+def test_labels_and_numbers_that_cannot_be(model, pictures, tmp_path):
+    to_tflite(model, tmp_path / "m.tflite")
+    for labels, said in (
+        ([1, 2], r"labels of shape \(2,\)"),
+        (np.eye(7)[[1, 2, 3]], r"labels of shape \(3, 7\)"),
+        (["a", "b", "c"], "Labels must be whole numbers from 0 to 6"),
+        ([1, 2, 99], "Labels must be whole numbers from 0 to 6"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            compare(tmp_path / "m.tflite", model, pictures, labels=labels)
+    for options in ({"runs": 0}, {"threads": 0}, {"threads": -1}):
+        with pytest.raises(ValueError, match="must be a whole number from 1"):
+            compare(tmp_path / "m.tflite", model, pictures, **options)
+    column = compare(tmp_path / "m.tflite", model, pictures, labels=[[1], [2], [3]])
+    flat = compare(tmp_path / "m.tflite", model, pictures, labels=[1, 2, 3])
+    assert column.accuracy == flat.accuracy
+
+
+def test_a_file_classifies_one_image_or_several(model, pictures, tmp_path):
+    file = FileClassifier(to_tflite(model, tmp_path / "m.tflite"))
+    Image.fromarray(pictures[1]).save(tmp_path / "one.png")
+    expected = file.predict(pictures)
+    for one in (pictures[1], Image.fromarray(pictures[1]), tmp_path / "one.png"):
+        np.testing.assert_allclose(file.predict(one), expected[1:2], atol=1e-6)
+        assert file.classify(one, 2) == file.classify(pictures, 2)[1]
+    with pytest.raises(ValueError, match="There is no image"):
+        file.predict([])
+
+
 def test_comparison_sees_another_model(model, pictures, tmp_path):
     other = classifier(num_classes=7)
     other.set_weights([w[..., ::-1].copy() for w in model.get_weights()])
@@ -99,8 +130,6 @@ def test_comparison_refuses(model, pictures, tmp_path):
         compare(tmp_path, model, pictures)
     with pytest.raises(ValueError, match="There is no image"):
         compare(tmp_path / "m.tflite", model, [])
-    with pytest.raises(ValueError, match="Received: 2 labels"):
-        compare(tmp_path / "m.tflite", model, pictures, labels=[1, 2])
 
 
 def test_comparison_refuses_files_of_others(model, pictures, tmp_path):

@@ -120,7 +120,7 @@ def test_what_cannot_be_measured(tmp_path):
     with pytest.raises(ValueError, match="input 'x' of .* takes string"):
         benchmark(path)
     for runs in (0, 1.5):
-        with pytest.raises(ValueError, match="runs must be a positive whole number"):
+        with pytest.raises(ValueError, match="runs must be a whole number from 1"):
             benchmark(path, runs=runs)
 
 

@@ -628,7 +628,7 @@ sys.exit(run(sys.argv[1:]))
         until(lambda: (tmp_path / "out/part-000002.parquet").exists() or run.poll() is not None)
         run.send_signal(signal.SIGINT)
         error = run.communicate(timeout=60)[1]
-    assert run.returncode == 130 and "run it again to continue" in error, error
+    assert run.returncode == 130 and "run the same again to continue" in error, error
     parts = len([*(tmp_path / "out").glob("part-*")])
     done = scale.embed(PRESET, tmp_path, tmp_path / "out")
     assert done.before == 10 * parts and 3 <= parts < 301

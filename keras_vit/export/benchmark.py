@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_vit.checks import count
 from keras_vit.export import files, runtime
 from keras_vit.types import Path
 
@@ -130,8 +131,7 @@ def benchmark(
         ImportError: an ONNX file without onnxruntime, or an OpenVINO file without openvino;
             `weight_cache` without LiteRT.
     """
-    if not isinstance(runs, int) or runs < 1:
-        raise ValueError(f"runs must be a positive whole number. Received: {runs!r}")
+    count(runs, "runs", 1)
     file = files.open_file(path, threads, precision)
     if weight_cache and file.kind != "TFLite":
         raise ValueError(f"weight_cache is for TFLite files. {str(path)!r} is {file.kind}.")

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from keras_vit.export import feed, files
-from keras_vit.images import ImageConverter
+from keras_vit.images import ImageConverter, is_one, listed
 from keras_vit.labels import top_labels
 from keras_vit.models.activation import apply
-from keras_vit.types import ImageSet, Path
+from keras_vit.types import Images, Path
 
 
 class FileClassifier:
@@ -40,16 +40,25 @@ class FileClassifier:
         self.activation = about.get("activation", "softmax")
         self.class_names = self.file.labels
 
-    def predict(self, images: ImageSet) -> np.ndarray:
-        """Probabilities `(B, K)`, by the model's activation; its logits if that is None."""
-        found = []
-        for start in range(0, len(images), 32):
-            sample = feed.Sample(None, list(images[start : start + 32]), self.converter)
+    def predict(self, images: Images) -> np.ndarray:
+        """Probabilities `(B, K)`, by the model's activation; its logits if that is None.
+
+        Args:
+            images: a path, a PIL image, an array `(H, W, C)` or `(B, H, W, C)`, or a list of them.
+
+        Raises:
+            ValueError: there is no image.
+        """
+        several, found = listed(images), []
+        for start in range(0, len(several), 32):
+            sample = feed.Sample(None, list(several[start : start + 32]), self.converter)
             for batch, count in self.classifier.feed(sample):
                 found.append(self.classifier.run(batch)[:count])
         outputs = np.concatenate(found).astype("float32")
         return apply(outputs, self.activation) if self.classifier.output == "logits" else outputs
 
-    def classify(self, images: ImageSet, top: int = 5) -> list[list[tuple[str, float]]]:
-        """As the model's own `classify`, for several images."""
-        return top_labels(self.predict(images), self.class_names, top)
+    def classify(self, images: Images, top: int = 5) -> Any:
+        """As the model's own `classify`: `[(name, probability), ...]` for one image, a list of
+        these for several."""
+        results = top_labels(self.predict(images), self.class_names, top)
+        return results[0] if is_one(images) else results

@@ -2,10 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
+from keras_vit.checks import count
+from keras_vit.data import check_classes
 from keras_vit.export import common, feed, files
 from keras_vit.export.benchmark import Report, counted_threads, latencies, listing
 from keras_vit.images import listed
@@ -83,17 +86,14 @@ def compare(
         A `Comparison`.
 
     Raises:
-        ValueError: no images; a label count that differs from theirs; a file that
+        ValueError: no images; labels that are not one class for each; a file that
             `keras_vit.export` did not write, or that was made from another model.
         FileNotFoundError: there is no such file.
         ImportError: an ONNX file without onnxruntime, or an OpenVINO file without openvino.
     """
     inputs = listed(images)
-    if labels is not None and len(labels) != len(inputs):
-        raise ValueError(
-            f"labels must contain the class of each of the {len(inputs)} images. "
-            f"Received: {len(labels)} labels"
-        )
+    labels = None if labels is None else _labels(labels, len(inputs))
+    count(runs, "runs", 1)
     file = files.open_file(path, threads, precision)
     fed = feed.Classifier(file)
     expected, found, batch = _outputs(fed, model, inputs)
@@ -104,6 +104,7 @@ def compare(
         best, model_best = (_classes(x, fed.output) for x in (found, expected))
         agreement = float(np.mean(best == model_best))
         if labels is not None:
+            check_classes(labels, max(found.shape[-1], 2))
             accuracy, model_accuracy = (float(np.mean(b == labels)) for b in (best, model_best))
     largest, mean = _differences(found, expected)
     logits = None, None
@@ -132,6 +133,17 @@ def compare(
     )
 
 
+def _labels(labels: Any, images: int) -> np.ndarray:
+    """Labels `(B,)`; as `fit`, it also takes `(B, 1)`."""
+    found = np.asarray(labels)
+    if found.shape not in ((images,), (images, 1)):
+        raise ValueError(
+            f"labels must contain the class of each of the {images} images, a whole number. "
+            f"Received: labels of shape {found.shape}"
+        )
+    return found.ravel()
+
+
 def _outputs(fed, model, images, step=32):
     """Outputs of the model and the file for all images, `(B, K)` each, and one batch of the file.
 
@@ -142,8 +154,8 @@ def _outputs(fed, model, images, step=32):
         sample = feed.Sample(model, images[start : start + step])
         logits = keras.Model.predict(model, sample.inputs, verbose=0)
         expected.append(common.finish(logits, fed.output, common.activation(model)).numpy())
-        for batch, count in fed.feed(sample):
-            found.append(fed.run(batch)[:count])
+        for batch, real in fed.feed(sample):
+            found.append(fed.run(batch)[:real])
             if found[-1].shape[1:] != expected[-1].shape[1:]:
                 raise ValueError(
                     f"{str(fed.file.path)!r} was made from another model: it returns "

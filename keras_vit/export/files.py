@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_vit.checks import count
 from keras_vit.export import metadata, model_file, onnx, openvino, runtime, saved_model
 from keras_vit.types import Path
 
@@ -31,7 +32,8 @@ def open_file(path: Path, threads: int | None = None, precision: str = "float32"
 
     Raises:
         FileNotFoundError: there is nothing at that path.
-        ValueError: the file is of another kind or does not run here; an unknown precision.
+        ValueError: the file is of another kind or does not run here; an unknown precision; less
+            than one thread.
         ImportError: an ONNX file without onnxruntime, or an OpenVINO file without openvino.
     """
     path = pathlib.Path(path)
@@ -39,9 +41,9 @@ def open_file(path: Path, threads: int | None = None, precision: str = "float32"
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     if not (path.is_dir() or path.is_file()):
         raise ValueError(f"{str(path)!r} is neither a file nor a directory.")
-    count = threads or os.cpu_count() or 1
+    used = count(os.cpu_count() or 1 if threads is None else threads, "threads", 1)
     if path.suffix.lower() == ".xml" and path.is_file():
-        return OpenVINO(path, count, precision)
+        return OpenVINO(path, used, precision)
     if precision != "float32":
         raise ValueError(
             f"precision={precision!r} is for OpenVINO files, which end in .xml. "
@@ -50,7 +52,7 @@ def open_file(path: Path, threads: int | None = None, precision: str = "float32"
     if path.is_dir():
         return SavedModel(path)
     kind = TFLite if path.suffix == ".tflite" or model_file.is_tflite(path) else ONNX
-    return kind(path, count)
+    return kind(path, used)
 
 
 class File(abc.ABC):
