@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tiny_models import FAMILIES, classifier, full_disk, outputs, pictures, pixels
 
+import keras_vit
 from keras_vit.export import FileClassifier, benchmark, compare, onnx_converters, to_openvino
 from keras_vit.export import openvino as exporter
 from keras_vit.export import quantize as quantization
@@ -92,6 +93,15 @@ def test_bare_model_batch_size_and_float_pixels(model, tmp_path):
 
 
 # --- Quantization ---
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+def test_a_model_that_keras_has_quantized(tmp_path):
+    model = keras_vit.from_preset("vit_digits_patch4_32.sklearn")
+    model.quantize("int8")
+    path = to_openvino(model, tmp_path / "m.xml")
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), "uint8")
+    assert compare(path, model, images, runs=1).mean_difference < 1e-3
 
 
 @pytest.mark.parametrize(

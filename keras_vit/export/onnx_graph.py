@@ -101,6 +101,7 @@ class Source:
         except Exception as error:  # onnxruntime and OpenVINO raise many classes of their own
             raise RuntimeError(f"The exported file does not run: {error}") from error
         expected = ops.convert_to_numpy(self.whole(images, training=False))
+        tolerance = common.tolerance(self.model, tolerance)
         checked, act, name = f"{count} {kind}", common.activation(self.model), self.whole.name
         difference = common.check_outputs(
             expected, found, name, act, tolerance, what, checked, advice

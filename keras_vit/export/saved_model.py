@@ -17,8 +17,6 @@ from keras_vit.types import Path, Size
 # The relative error (root mean square) of the outputs above which a file is rejected: a pixel
 # halfway between two levels may be rounded either way, and so may most sums in half precision.
 TOLERANCE, HALF_TOLERANCE = 0.02, 0.25
-# With int8 activations, noise of 1e-7 in a DeiT-Tiny's input changes its logits by 0.03.
-INT8_TOLERANCE = 0.1
 FILES = "image_bytes"  # the name of an input that takes the contents of image files
 EXTRA = "assets.extra"  # the subdirectory that TensorFlow leaves to other programs
 
@@ -238,8 +236,7 @@ def _verify(directory, model, heads, preprocessing, batch_size):
         runs["serve_bytes"] = loaded.serve_bytes, np.array([_png(image) for image in images])
     found = {name: _in_batches(*run, batch_size or count) for name, run in runs.items()}
     single = all(layer.compute_dtype == "float32" for layer in model.layers)
-    int8 = any(layer.quantization_mode == "int8" for layer in model._flatten_layers())
-    tolerance = HALF_TOLERANCE if not single else INT8_TOLERANCE if int8 else TOLERANCE
+    tolerance = common.tolerance(model, TOLERANCE) if single else HALF_TOLERANCE
     what, images = "The SavedModel", f"{count} generated test images"
     act, errors = common.activation(model), []
     for function, outputs in expected.items():
