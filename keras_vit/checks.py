@@ -17,6 +17,7 @@ from keras_vit.weights import WeightsError
 
 LARGEST = 1 << 16  # a width, an edge of an image, a patch
 DEEPEST = 1 << 8
+MANY = 1 << 31  # pictures
 CLASSES = 1 << 20
 WEIGHTS = 25e9  # ViT-22B (https://arxiv.org/abs/2302.05442) has the most
 

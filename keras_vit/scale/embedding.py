@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_vit import atomic
-from keras_vit.checks import count
+from keras_vit.checks import MANY, count
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.scale.arrow import pyarrow
 from keras_vit.scale.outputs import Output, fingerprint
@@ -102,7 +102,7 @@ def embed(
     given = {"batch_size": batch_size, "top": top, "part_size": part_size}
     for field, value in (given | {"workers": workers, "threads": threads}).items():
         if value is not None:
-            count(value, field, 1)
+            count(value, field, 1, MANY)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}. Received: {dtype!r}")
     sources = find(source, column)

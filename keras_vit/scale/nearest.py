@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from keras_vit.checks import count
+from keras_vit.checks import MANY, count
 from keras_vit.explain import matplotlib_figure
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.pixels import open_image
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 4  # of a sheet
-MOST = 10_000  # pictures that are found
 SIDE = 256  # pixels, the longer edge of a picture on it
 
 
@@ -54,7 +53,7 @@ def search(
         ValueError: it holds tokens or classes; the model is another; `picture` cannot be read;
             `top` is not positive.
     """
-    count(top, "top", 1, MOST)
+    count(top, "top", 1, MANY)
     shards = Shards(folder)
     manifest = shards.manifest
     if manifest.what != "features":
