@@ -609,7 +609,8 @@ def test_ctrl_c_and_again(tmp_path):
         (tmp_path / f"{i:04d}.png").write_bytes(b"x")
     draw(tmp_path / "9999.png", 0)
     program = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from keras_vit import scale
 from keras_vit_command import run
 scale.embedding.MOST = 10
