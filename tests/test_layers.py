@@ -461,6 +461,7 @@ def test_windows_and_grids_of_a_map_and_back(window):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.compile is PyTorch's")
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache:UserWarning")
 @pytest.mark.parametrize(
     ("family", "training"),
     [
