@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ from keras_vit.checks import MANY, count
 from keras_vit.models.classifier import ImageClassifier
 from keras_vit.scale.arrow import pyarrow
 from keras_vit.scale.outputs import Output, fingerprint
-from keras_vit.scale.parts import LISTED, Done, Part, planned, write_parts
+from keras_vit.scale.parts import LISTED, Done, again, planned, write_parts
 from keras_vit.scale.shards import LOCK, Manifest, Shards, prepared
-from keras_vit.scale.sources import Picture, Source, find
+from keras_vit.scale.sources import Source, find
 from keras_vit.types import Path, Progress
 from keras_vit.zoo import from_preset
 
@@ -99,10 +99,7 @@ def embed(
         ImportError: pyarrow or Ray is not installed.
     """
     pyarrow()  # raises now, not after the work
-    given = {"batch_size": batch_size, "top": top, "part_size": part_size}
-    for field, value in (given | {"workers": workers, "threads": threads}).items():
-        if value is not None:
-            count(value, field, 1, MANY)
+    _check(batch_size=batch_size, top=top, part_size=part_size, workers=workers, threads=threads)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}. Received: {dtype!r}")
     sources = find(source, column)
@@ -124,8 +121,9 @@ def embed(
     )
     with _opened(out, manifest) as shards:
         size = part_size or _part_size(manifest, len(sources.pictures), workers or 1)
-        parts = planned(sources.pictures, shards, size, retry_errors)
-        errors = _left(sources.pictures, parts, shards)
+        parts, errors = planned(sources.pictures, shards, size), shards.errors()
+        if retry_errors:
+            parts, errors = [*again(sources.pictures, errors), *parts], {}
         if workers is None:
             results = write_parts(parts, output, shards, threads)
         else:
@@ -136,9 +134,17 @@ def embed(
         with contextlib.closing(results):  # its threads, or Ray, end even if the progress fails
             done = _collected(progress(results, len(parts)) if progress else results, parts)
     before = len(sources.pictures) - sum(len(part.pictures) for part in parts)
-    examples = [*(example for one in done for example in one.examples), *errors][:LISTED]
-    broken = len(errors) + sum(one.broken for one in done)
+    left = [(p.path, errors[p.path][1]) for p in sources.pictures if p.path in errors]
+    examples = [*(example for one in done for example in one.examples), *left][:LISTED]
+    broken = len(left) + sum(one.broken for one in done)
     return Embedded(pathlib.Path(out), len(sources.pictures), before, broken, examples)
+
+
+def _check(**numbers: int | None) -> None:
+    """Raise a ValueError unless these are positive whole numbers, or None."""
+    for name, value in numbers.items():
+        if value is not None:
+            count(value, name, 1, MANY)
 
 
 @contextlib.contextmanager
@@ -155,13 +161,6 @@ def _opened(out: Path, manifest: Manifest) -> Iterator[Shards]:
         finally:
             if not any(path.name != LOCK for path in folder.iterdir()):
                 (folder / LOCK).unlink(missing_ok=True)
-
-
-def _left(pictures: Sequence[Picture], parts: list[Part], shards: Shards) -> list[tuple[str, str]]:
-    """(path, error) of the pictures with an error that these parts do not try again."""
-    again = {picture.path for part in parts for picture in part.pictures}
-    left = {picture.path for picture in pictures} - again
-    return [(path, why) for path, (_, why) in shards.errors().items() if path in left]
 
 
 def _collected(results: Iterable[Done], parts: list) -> list[Done]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,23 +34,18 @@ class Done:
     examples: list[tuple[str, str]]
 
 
-def planned(
-    pictures: Sequence[Picture], shards: Shards, size: int, retry_errors: bool = False
-) -> list[Part]:
-    """The parts that are missing, in the order of the pictures, with numbers that are free; before
-    them, on request, the pictures of finished parts whose rows have an error."""
+def planned(pictures: Sequence[Picture], shards: Shards, size: int) -> list[Part]:
+    """The parts that are missing, in the order of the pictures, with numbers that are free."""
     paths = shards.paths()
     missing = [picture for picture in pictures if picture.path not in paths]
     taken = shards.parts()
     free = (number for number in itertools.count() if number not in taken)
     chunks = (missing[i : i + size] for i in range(0, len(missing), size))
-    parts = [Part(number, chunk) for chunk, number in zip(chunks, free, strict=False)]
-    return [*_failed(pictures, shards), *parts] if retry_errors else parts
+    return [Part(number, chunk) for chunk, number in zip(chunks, free, strict=False)]
 
 
-def _failed(pictures: Sequence[Picture], shards: Shards) -> list[Part]:
-    """For each part with errors, its pictures to try again."""
-    errors = shards.errors()
+def again(pictures: Sequence[Picture], errors: Mapping[str, tuple[int, str]]) -> list[Part]:
+    """Finished parts with only those of their pictures that have an error, as `Shards.errors`."""
     parts: dict[int, Part] = {}
     for picture in pictures:
         if picture.path in errors:
